@@ -1,0 +1,1 @@
+"""One Python Engine API over every LLM inference engine."""
