@@ -1,0 +1,209 @@
+"""The two classes that an engine plugin subclasses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
+
+from anyengine.backend.types import TokenDelta
+from anyengine.capabilities import Capabilities
+from anyengine.errors import PluginError, UnsupportedCapability
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from pathlib import Path
+
+    from anyengine.backend.types import TokenRequest
+    from anyengine.config import EngineConfig
+    from anyengine.hub import ModelFiles
+    from anyengine.outputs import Score
+    from anyengine.stats import EngineStats
+
+__all__ = ["Backend", "BackendInfo", "EngineDescription", "EnginePlugin", "QuantizeJob"]
+
+
+class EngineDescription(Struct, frozen=True, kw_only=True):
+    """What a plugin says about its engine without importing it.
+
+    Attributes:
+        name: of the engine, as users write it.
+        plugin_version: of the plugin's distribution.
+        engine_version: of the engine library; None if it is not installed here.
+        unavailable: why the engine cannot run in this interpreter; None if it can.
+        in_process: whether it is safe to run in the application's process.
+        capabilities: of the engine in general; narrowed by the backend after a load.
+        models: name → folder of the models that come with the plugin.
+        default_model: the one of them that is loaded if none is named.
+    """
+
+    name: str
+    plugin_version: str
+    engine_version: str | None = None
+    unavailable: str | None = None
+    in_process: bool = False
+    capabilities: Capabilities
+    models: dict[str, str] = field(default_factory=dict)
+    default_model: str | None = None
+
+
+class BackendInfo(Struct, frozen=True, kw_only=True):
+    """What a loaded backend says about itself.
+
+    Attributes:
+        capabilities: narrowed to this model, device and configuration.
+        max_model_len: context in tokens, prompt and completion together.
+        vocab_size: token ids below this can be generated.
+        max_num_seqs: sequences that run at once; None where the engine does not say.
+        dtype: of the weights, in the spelling of ``EngineConfig.dtype``.
+        device: in the engine's words.
+        loras: names of the loaded adapters.
+    """
+
+    capabilities: Capabilities
+    max_model_len: int
+    vocab_size: int
+    max_num_seqs: int | None = None
+    dtype: str | None = None
+    device: str | None = None
+    loras: tuple[str, ...] = ()
+
+
+class QuantizeJob(Struct, frozen=True, kw_only=True):
+    """A checkpoint to make.
+
+    Attributes:
+        model: the source checkpoint.
+        scheme: one of the engine's ``capabilities.quantize``.
+        output: folder to make; written beside it and moved there when whole.
+        progress: called with (done, total) steps, from any thread.
+        cancelled: asked between steps; true ends the job with nothing left behind.
+    """
+
+    model: ModelFiles
+    scheme: str
+    output: Path
+    progress: Callable[[int, int], None]
+    cancelled: Callable[[], bool]
+
+
+class EnginePlugin(ABC):
+    """The light object behind an entry point of the group ``anyengine.engines``.
+
+    It must import quickly and without its engine. The methods are hook implementations: see
+    :mod:`anyengine.hookspecs` for each contract.
+    """
+
+    @abstractmethod
+    def describe(self) -> EngineDescription:
+        """Say what the engine is and can do, without importing it. Must not raise."""
+
+    @abstractmethod
+    async def load(self, config: EngineConfig, model: ModelFiles) -> Backend:
+        """Bring the model up; it is ready when this returns.
+
+        Args:
+            config: validated, and within the declared capabilities; every field that differs from its default must
+                be honoured or refused.
+            model: the resolved checkpoint.
+
+        Raises:
+            UnsupportedParameter: a field cannot be honoured with this model or device.
+            ModelNotFound: the checkpoint is unusable.
+            OutOfMemory: memory does not suffice.
+            EngineStartupError: anything else; all that was taken is released.
+        """
+
+    async def quantize(self, job: QuantizeJob) -> None:
+        """Write the quantised checkpoint ``job.output``.
+
+        Raises:
+            UnsupportedCapability: the engine has no such scheme (the default).
+        """
+        raise UnsupportedCapability(
+            f"{self.describe().name} cannot quantize", capability="quantize", engine=self.describe().name
+        )
+
+
+class Backend(ABC):
+    """A loaded engine. Methods run on one asyncio event loop; computation must not block it.
+
+    Guarantees asked of every backend:
+
+    1. ``stream`` yields deltas; the last one, and only it, has ``finish``; then the iterator ends.
+    2. A token is yielded once, in order, the terminating one included; nothing follows a terminator or ``max_tokens``.
+    3. After ``abort(id)`` returns, the request computes nothing more and its cache is free; a stream still being read
+       ends with reason ``abort``.
+    4. A failure of one request is raised from its own iterator and harms no other.
+    5. ``close`` is idempotent, works after a failed load, and leaves nothing behind.
+    """
+
+    @property
+    @abstractmethod
+    def info(self) -> BackendInfo:
+        """What was loaded; constant."""
+
+    def validate(self, request: TokenRequest) -> None:  # noqa: B027 most engines have nothing to add
+        """Refuse what the declared capabilities cannot express; called before anything of the call is submitted.
+
+        Raises:
+            UnsupportedParameter: this engine cannot honour a value.
+            InvalidRequest: a value is wrong for this model.
+        """
+
+    @abstractmethod
+    def stream(self, request: TokenRequest) -> AsyncIterator[TokenDelta]:
+        """Generate, and yield what is new.
+
+        Raises (from the iterator):
+            EngineDied, EngineUnresponsive, OutOfMemory: the engine failed.
+        """
+
+    async def generate(self, request: TokenRequest) -> TokenDelta:
+        """Generate, and return everything as one delta. The default drains :meth:`stream`."""
+        total = TokenDelta([], None if request.logprobs is None else [])
+        async for delta in self.stream(request):
+            total.token_ids += delta.token_ids
+            if total.logprobs is not None:
+                total.logprobs += delta.logprobs or []
+            total.finish = delta.finish
+        if total.finish is None:
+            raise PluginError(f"the stream of {type(self).__name__} ended without a finish")
+        return total
+
+    @abstractmethod
+    async def abort(self, request_id: str) -> None:
+        """End a request now. Idempotent; unknown and finished ids are fine."""
+
+    @abstractmethod
+    async def stats(self) -> EngineStats:
+        """Take a snapshot; None for what the engine does not report."""
+
+    async def score(self, token_ids: Sequence[int], logprobs: int) -> Score:
+        """Teacher-forced log-probabilities.
+
+        Args:
+            token_ids: length n, at least 2 and within the context.
+            logprobs: alternatives a position.
+        """
+        raise UnsupportedCapability(f"{type(self).__name__} cannot score", capability="score")
+
+    async def health(self) -> None:  # noqa: B027 an engine in this process lives while we do
+        """Return if the engine works.
+
+        Raises:
+            EngineDied, EngineUnresponsive: it does not.
+        """
+
+    async def sleep(self) -> None:
+        """Release device memory, keeping the means to come back; running requests must have ended."""
+        raise UnsupportedCapability(f"{type(self).__name__} cannot sleep", capability="sleep")
+
+    async def wake(self) -> None:
+        """Come back from :meth:`sleep`."""
+        raise UnsupportedCapability(f"{type(self).__name__} cannot sleep", capability="sleep")
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release everything; open streams end with ``abort``. Idempotent."""

@@ -1,0 +1,425 @@
+"""The uniform API: one :class:`Engine` over every inference engine."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard, cast, overload
+
+import anyio
+import anyio.to_thread
+
+from anyengine._concurrency import Deferred, together
+from anyengine.backend import QuantizeJob
+from anyengine.config import EngineConfig
+from anyengine.errors import (
+    AnyEngineError,
+    InvalidConfig,
+    InvalidRequest,
+    UnsupportedCapability,
+    UnsupportedParameter,
+)
+from anyengine.loading import EngineLoading
+from anyengine.plugins import EngineManager, find_engine
+from anyengine.request import GenerateRequest
+from anyengine.stream import Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from types import TracebackType
+    from typing import Unpack
+
+    from anyengine.backend import BackendInfo, EnginePlugin
+    from anyengine.capabilities import Capabilities
+    from anyengine.hub import ModelFiles
+    from anyengine.outputs import Completion, Score
+    from anyengine.request import Message, Prompt, RequestOptions
+    from anyengine.runtime import Prepared, Runtime
+    from anyengine.stats import EngineStats
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """A loaded model in some inference engine; the same calls mean the same on each.
+
+    Made by :meth:`load`. Safe for any number of concurrent calls from one event loop.
+    """
+
+    def __init__(self, name: str, config: EngineConfig, model: ModelFiles, runtime: Runtime, extensions: Any) -> None:
+        self._name = name
+        self._config = config
+        self._model = model
+        self._runtime = runtime
+        self._extensions: Any = extensions
+        self._flows = count()
+
+    # -- loading ----------------------------------------------------------------------------------
+
+    @classmethod
+    def load(
+        cls,
+        engine: str | EnginePlugin = "reference",
+        model: str | Path | None = None,
+        *,
+        config: EngineConfig | None = None,
+        extensions: Iterable[str | object] = (),
+        **options: Any,
+    ) -> EngineLoading:
+        """Bring a model up in an engine.
+
+        Used as ``async with Engine.load("vllm", model="…") as engine``, or ``engine = await Engine.load(…)`` with
+        ``await engine.close()`` at the end.
+
+        Args:
+            engine: name of an installed engine (``anyengine engines`` lists them), or a plugin object.
+            model: local folder, Hugging Face hub id, or a name built into the plugin. None: the plugin's own model.
+            config: a ready configuration, instead of ``model`` and ``options``.
+            extensions: names of installed extensions, or objects with hooks; the first one is outermost.
+            options: fields of :class:`~anyengine.EngineConfig`.
+
+        Raises (from the awaited or entered result):
+            UnknownEngine, InvalidConfig, UnsupportedParameter: the call cannot be right.
+            ModelNotFound, OutOfMemory, EngineStartupError, PluginError: the engine did not come up.
+        """
+
+        def build() -> EngineConfig:
+            if config is None:
+                return EngineConfig(**options, **({} if model is None else {"model": str(model)}))
+            if options or model is not None:
+                raise InvalidConfig("give either config, or model and options, not both", field="config")
+            return config
+
+        return EngineLoading(cls, engine, build, list(extensions))
+
+    @staticmethod
+    async def quantize(
+        engine: str | EnginePlugin = "reference",
+        *,
+        model: str | Path,
+        scheme: str,
+        output: str | Path,
+        revision: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Make a quantised checkpoint.
+
+        Cancelling stops the work and leaves nothing behind.
+
+        Args:
+            engine: whose toolchain does it.
+            model: the source checkpoint: local folder, hub id, or a name built into the plugin.
+            scheme: one of the engine's ``capabilities.quantize``.
+            output: folder to make; must not exist, or be empty.
+            revision: of a hub model.
+            progress: called with (done, total) steps, perhaps from another thread.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UnsupportedCapability, UnsupportedParameter: the engine cannot quantise, or not by that scheme.
+            ModelNotFound: the source is unusable.
+        """
+        plugin = find_engine(engine) if isinstance(engine, str) else engine
+        description = plugin.describe()
+        offered = description.capabilities.quantize
+        if not offered:
+            raise UnsupportedCapability(
+                f"{description.name} cannot quantize", capability="quantize", engine=description.name
+            )
+        if scheme not in offered:
+            raise UnsupportedParameter(
+                f"{description.name} has no quantization scheme {scheme!r}; it has {', '.join(sorted(offered))}",
+                engine=description.name,
+                field="scheme",
+                supported=offered,
+            )
+        from anyengine.hub import resolve_model  # noqa: PLC0415 only who loads a model pays for the import
+
+        files = await anyio.to_thread.run_sync(
+            partial(resolve_model, str(model), revision=revision, builtin=description.models)
+        )
+        cancelled = False
+
+        def is_cancelled() -> bool:
+            return cancelled
+
+        def ignore(_done: int, _total: int) -> None: ...
+
+        job = QuantizeJob(
+            model=files, scheme=scheme, output=Path(output), progress=progress or ignore, cancelled=is_cancelled
+        )
+        hooks: Any = EngineManager(plugin).hook
+        try:
+            await hooks.quantize(job=job)
+        except BaseException:
+            cancelled = True
+            raise
+        return job.output
+
+    # -- what was loaded --------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """Name of the engine."""
+        return self._name
+
+    @property
+    def config(self) -> EngineConfig:
+        """How it was loaded."""
+        return self._config
+
+    @property
+    def model(self) -> ModelFiles:
+        """The checkpoint that was loaded."""
+        return self._model
+
+    @property
+    def info(self) -> BackendInfo:
+        """What the engine says about what it loaded: context length, vocabulary, data type."""
+        return self._runtime.info
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this engine can do with this model on this device."""
+        return self._runtime.info.capabilities
+
+    # -- generation -------------------------------------------------------------------------------
+
+    @overload
+    async def generate(
+        self, prompt: str | Sequence[int] | Sequence[Message] | GenerateRequest, **options: Unpack[RequestOptions]
+    ) -> Completion: ...
+    @overload
+    async def generate(
+        self, prompt: None = None, *, messages: Sequence[Message], **options: Unpack[RequestOptions]
+    ) -> Completion: ...
+    @overload
+    async def generate(self, prompt: Sequence[Prompt], **options: Unpack[RequestOptions]) -> list[Completion]: ...
+    @overload
+    async def generate(
+        self, prompt: Sequence[Prompt], *, return_exceptions: bool, **options: Unpack[RequestOptions]
+    ) -> list[Completion | AnyEngineError]: ...
+    async def generate(
+        self,
+        prompt: Any = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        return_exceptions: bool = False,
+        **options: Unpack[RequestOptions],
+    ) -> Any:
+        """Generate to the end.
+
+        A ``str`` is a plain prompt, a list of ``int`` is token ids, a list of messages goes through the chat template;
+        a list of those is many prompts. All of a list are checked before any is submitted; if one fails the others
+        are aborted and its error is raised.
+
+        Args:
+            prompt: one prompt, or a list of prompts.
+            messages: a chat, instead of ``prompt``.
+            return_exceptions: with a list: a failure takes the place of its completion instead.
+            options: fields of :class:`~anyengine.GenerateRequest`, for all prompts.
+
+        Returns:
+            One completion, or one for each prompt, in order. With ``n`` above 1 the others are its ``alternatives``.
+
+        Raises:
+            InvalidRequest, UnsupportedParameter, UnsupportedCapability: nothing was submitted.
+            Overloaded, RequestTimeout, EngineDied, EngineUnresponsive, PluginError: the request failed.
+        """
+        flow = next(self._flows)
+        if messages is None and _is_many(prompt):
+            return await self._generate_many(prompt, options, flow, return_exceptions=return_exceptions)
+        request = _request(prompt, messages, options)
+        return await self._generate(await self._runtime.prepare(request, flow))
+
+    def _generate(self, prepared: Prepared) -> Awaitable[Completion]:
+        inner = Deferred(partial(self._runtime.generate, prepared))
+        return self._extensions.generate(engine=self._name, request=prepared.request, inner=inner)
+
+    async def _generate_many(
+        self, prompts: Sequence[Prompt], options: RequestOptions, flow: int, *, return_exceptions: bool
+    ) -> list[Any]:
+        requests: list[Prepared | AnyEngineError] = []
+        for position, prompt in enumerate(prompts):
+            try:
+                request = _request(prompt, None, options)
+                # The queue's limit holds for the call; its later prompts only follow as earlier ones end.
+                requests.append(await self._runtime.prepare(request, flow, admitted=position > 0))
+            except AnyEngineError as error:
+                error.field = f"prompts[{position}].{error.field or ''}".rstrip(".")
+                if not return_exceptions:
+                    raise
+                requests.append(error)
+        results: list[Completion | AnyEngineError | None] = [None] * len(requests)
+        remaining = iter(enumerate(requests))
+
+        async def serve() -> None:
+            for position, prepared in remaining:
+                if isinstance(prepared, AnyEngineError):
+                    results[position] = prepared
+                    continue
+                try:
+                    results[position] = await self._generate(prepared)
+                except AnyEngineError as error:
+                    if not return_exceptions:
+                        raise
+                    results[position] = error
+
+        await together([serve] * min(len(requests), self._runtime.concurrency))
+        return cast("list[Any]", results)
+
+    def stream(
+        self,
+        prompt: str | Sequence[int] | Sequence[Message] | GenerateRequest | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Stream:
+        """Generate, and yield what is new: see :class:`~anyengine.Stream`.
+
+        Args:
+            prompt: one prompt: text, token ids, or messages.
+            messages: a chat, instead of ``prompt``.
+            options: fields of :class:`~anyengine.GenerateRequest`.
+        """
+        if messages is None and _is_many(prompt):
+            raise InvalidRequest("prompt: stream takes one prompt; open one stream for each", field="prompt")
+        request = partial(_request, prompt, messages, options)
+        return Stream(self._runtime, request, self._extensions, self._name, next(self._flows))
+
+    async def score(self, prompt: Prompt, *, logprobs: int = 0) -> Score:
+        """Log-probability of each token given those before it, in nats, in the model's raw distribution.
+
+        Args:
+            prompt: text, token ids, or messages; at least two tokens.
+            logprobs: this many most likely alternatives at each position.
+
+        Raises:
+            UnsupportedCapability: the engine cannot score.
+        """
+        return await self._runtime.score(_one_prompt(prompt), logprobs)
+
+    # -- text without a generation ----------------------------------------------------------------
+
+    async def tokenize(
+        self,
+        prompt: Prompt,
+        *,
+        add_special_tokens: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The token ids that ``generate`` would send for this prompt.
+
+        Args:
+            prompt: text, token ids, or messages.
+            add_special_tokens: for text: let the tokenizer add its own, such as a beginning-of-sequence token.
+            chat_template_kwargs: for messages: extra variables of the chat template.
+        """
+        return await self._runtime.tokenize(
+            _one_prompt(prompt), add_special_tokens=add_special_tokens, template=chat_template_kwargs or {}
+        )
+
+    async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids.
+
+        Args:
+            token_ids: any ids; those outside the vocabulary have no text.
+            skip_special_tokens: leave special tokens out.
+        """
+        return await self._runtime.detokenize(token_ids, skip_special_tokens=skip_special_tokens)
+
+    async def count_tokens(self, prompt: Prompt, *, chat_template_kwargs: Mapping[str, Any] | None = None) -> int:
+        """Length of the prompt in tokens, as ``usage.prompt_tokens`` would say.
+
+        Args:
+            prompt: text, token ids, or messages.
+            chat_template_kwargs: for messages: extra variables of the chat template.
+        """
+        return len(await self.tokenize(prompt, chat_template_kwargs=chat_template_kwargs))
+
+    async def apply_chat_template(
+        self, messages: Sequence[Message], *, chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> str:
+        """The prompt that the model's chat template makes of a chat.
+
+        Args:
+            messages: the chat.
+            chat_template_kwargs: extra variables of the template.
+        """
+        return await self._runtime.apply_chat_template(messages, chat_template_kwargs or {})
+
+    # -- the engine as a whole --------------------------------------------------------------------
+
+    async def stats(self) -> EngineStats:
+        """A snapshot of the engine's counters and gauges."""
+        return await self._runtime.stats()
+
+    async def health(self) -> None:
+        """Return if the engine works.
+
+        Raises:
+            EngineDied, EngineUnresponsive: it does not.
+        """
+        await self._runtime.health()
+
+    async def sleep(self) -> None:
+        """Release device memory, keeping the means to come back.
+
+        Raises:
+            UnsupportedCapability: the engine cannot.
+        """
+        await self._runtime.sleep()
+
+    async def wake(self) -> None:
+        """Come back from :meth:`sleep`.
+
+        Raises:
+            UnsupportedCapability: the engine cannot.
+        """
+        await self._runtime.wake()
+
+    async def close(self) -> None:
+        """Release everything; open requests end with reason ``abort``. Idempotent."""
+        with anyio.CancelScope(shield=True):
+            await self._runtime.close()
+
+    async def __aenter__(self) -> Engine:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _is_many(prompt: object) -> TypeGuard[Sequence[Prompt]]:
+    """Whether it is a list of prompts: its members are texts or lists, not token ids or messages."""
+    if not isinstance(prompt, (list, tuple)):
+        return False
+    members = cast("Sequence[object]", prompt)
+    return not members or isinstance(members[0], (str, list, tuple))
+
+
+def _one_prompt(prompt: Prompt) -> Prompt:
+    """Hold a prompt against the request model, so that it is refused in the same words everywhere."""
+    request = _request(prompt, None, {})
+    return request.prompt if request.prompt is not None else request.messages or ()
+
+
+def _request(prompt: object, messages: Sequence[Message] | None, options: RequestOptions) -> GenerateRequest:
+    if isinstance(prompt, GenerateRequest):
+        if messages is not None or options:
+            raise InvalidRequest("give either a GenerateRequest, or a prompt and options, not both", field="prompt")
+        return prompt
+    fields: dict[str, Any] = dict(options)
+    if prompt is not None:
+        is_chat = isinstance(prompt, (list, tuple)) and bool(prompt) and isinstance(prompt[0], dict)
+        if is_chat and messages is not None:
+            raise InvalidRequest("give exactly one of prompt and messages", field="prompt")
+        fields["messages" if is_chat else "prompt"] = prompt
+    if messages is not None:
+        fields["messages"] = list(messages)
+    return GenerateRequest(**fields)

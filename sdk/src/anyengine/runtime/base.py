@@ -1,0 +1,112 @@
+"""What :class:`anyengine.Engine` needs of the place where its engine runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anyengine.backend import BackendInfo
+    from anyengine.outputs import Chunk, Completion, Score
+    from anyengine.request import GenerateRequest, Message, Prompt
+    from anyengine.stats import EngineStats
+
+__all__ = ["ChunkStream", "Prepared", "Runtime"]
+
+
+class ChunkStream(Protocol):
+    """One request's chunks. Nothing reaches the engine before the first ``__anext__``."""
+
+    def __aiter__(self) -> ChunkStream: ...
+
+    async def __anext__(self) -> Chunk: ...
+
+    async def aclose(self) -> None:
+        """Abort what still runs; when this returns the engine holds nothing of the request. Idempotent."""
+        ...
+
+
+class Prepared(Struct, frozen=True):
+    """A request that passed every check.
+
+    Attributes:
+        request: as the caller gave it.
+        payload: what the runtime made of it; only the runtime that made it reads it.
+        flow: calls are served in turn; all prompts of one call are one flow.
+        admitted: whether the call as a whole has passed the queue's limit already.
+    """
+
+    request: GenerateRequest
+    payload: Any
+    flow: int
+    admitted: bool = False
+
+
+class Runtime(ABC):
+    """An engine with its text layer. Errors are of :mod:`anyengine.errors` only."""
+
+    @property
+    @abstractmethod
+    def info(self) -> BackendInfo:
+        """What was loaded."""
+
+    @property
+    @abstractmethod
+    def concurrency(self) -> int:
+        """Sequences that it pays to hand over at once; more would only wait."""
+
+    @abstractmethod
+    async def prepare(self, request: GenerateRequest, flow: int, *, admitted: bool = False) -> Prepared:
+        """Check a request and turn its prompt into tokens; nothing is submitted.
+
+        Raises:
+            InvalidRequest, UnsupportedParameter, UnsupportedCapability: it cannot be honoured.
+        """
+
+    @abstractmethod
+    def stream(self, prepared: Prepared) -> ChunkStream:
+        """Generate; see :class:`ChunkStream`."""
+
+    @abstractmethod
+    async def generate(self, prepared: Prepared) -> Completion:
+        """Generate to the end. Cancelling aborts the request in the engine before the cancellation goes on."""
+
+    @abstractmethod
+    async def score(self, prompt: Prompt, logprobs: int) -> Score:
+        """Teacher-forced log-probabilities."""
+
+    @abstractmethod
+    async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool, template: Mapping[str, Any]) -> list[int]:
+        """The ids that the model would be given."""
+
+    @abstractmethod
+    async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of ids."""
+
+    @abstractmethod
+    async def apply_chat_template(self, messages: Sequence[Message], template: Mapping[str, Any]) -> str:
+        """The prompt that the model's chat template makes of a chat."""
+
+    @abstractmethod
+    async def stats(self) -> EngineStats:
+        """A snapshot of the engine and of the queue before it."""
+
+    @abstractmethod
+    async def health(self) -> None:
+        """Return if the engine works, else raise."""
+
+    @abstractmethod
+    async def sleep(self) -> None:
+        """Release device memory."""
+
+    @abstractmethod
+    async def wake(self) -> None:
+        """Come back from sleep."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release everything. Idempotent."""

@@ -1,0 +1,172 @@
+"""Honoured or refused: holding configurations and requests against declared capabilities."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from anyengine.errors import InvalidRequest, UnsupportedCapability, UnsupportedParameter
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from anyengine.backend import BackendInfo, TokenRequest
+    from anyengine.capabilities import Capabilities, LogprobsLevel
+    from anyengine.config import EngineConfig
+    from anyengine.request import GenerateRequest
+
+__all__ = ["check_config", "check_request", "check_vocabulary"]
+
+#: Fields of a configuration that the SDK honours itself, on every engine.
+SDK_CONFIG = frozenset({
+    "chat_template",
+    "environment",
+    "isolation",
+    "model",
+    "revision",
+    "scheduling.max_queued_requests",
+    "startup_timeout",
+    "tokenizer",
+    "tokenizer_revision",
+})  # fmt: skip
+#: Fields of a request that an engine has to honour itself, by a name in ``capabilities.request``.
+ENGINE_REQUEST = frozenset({"cache_salt", "ignore_eos", "lora", "min_tokens", "priority", "stop_token_ids"})
+
+
+def check_config(engine: str, capabilities: Capabilities, config: EngineConfig) -> None:
+    """Refuse what the engine does not declare.
+
+    Raises:
+        UnsupportedParameter: names the first field that cannot be honoured.
+    """
+    active = [name for name in config.changed() if name not in SDK_CONFIG]
+    for name in active:
+        if name == "native":
+            _require(engine, name, "given", {"given"} if capabilities.native else ())
+        elif name.split(".")[0] not in _BY_VALUE:
+            _require(engine, name, name, capabilities.config)
+    _require(engine, "dtype", config.dtype, capabilities.dtypes | {"auto"})
+    _require(engine, "device", config.device, capabilities.devices | {"auto"})
+    if config.quantization is not None:
+        _require(engine, "quantization", config.quantization, capabilities.quantization)
+    if config.speculative is not None:
+        _require(engine, "speculative.method", config.speculative.method, capabilities.speculative)
+    _require(engine, "determinism", config.determinism, capabilities.determinism | {"none"})
+    _check_conflicts(engine, capabilities, {f"config.{name}" for name in active})
+
+
+#: Configuration fields whose values, not names, are declared.
+_BY_VALUE = frozenset({"dtype", "device", "quantization", "speculative", "determinism"})
+
+
+def _require(engine: str, field: str, value: str, supported: Collection[str]) -> None:
+    if value in supported:
+        return
+    what = field if value in {field, "given"} else f"{field}={value!r}"
+    choices = ", ".join(sorted(supported)) or "nothing here"
+    raise UnsupportedParameter(
+        f"{engine} cannot honour {what}; it supports {choices}", engine=engine, field=field, supported=supported
+    )
+
+
+def _check_conflicts(engine: str, capabilities: Capabilities, active: Collection[str]) -> None:
+    def is_active(name: str) -> bool:
+        return any(field == name or field.startswith(f"{name}.") for field in active)
+
+    for conflict in capabilities.conflicts:
+        if is_active(conflict.first) and is_active(conflict.second):
+            first, second = (
+                name.removeprefix("config.").removeprefix("request.") for name in (conflict.first, conflict.second)
+            )
+            raise UnsupportedParameter(
+                f"{engine} cannot combine {first} with {second}: {conflict.reason}", engine=engine, field=second
+            )
+
+
+def check_request(engine: str, info: BackendInfo, config: EngineConfig, request: GenerateRequest) -> None:
+    """Refuse what the loaded engine does not declare.
+
+    Raises:
+        UnsupportedParameter: names the first field that cannot be honoured.
+        UnsupportedCapability: log-probabilities or structured output that the engine does not have.
+    """
+    capabilities = info.capabilities
+    changed = set(request.changed())
+    sampling = {name.removeprefix("sampling.") for name in changed if name.startswith("sampling.")}
+    for name in sorted(sampling):
+        _require(engine, f"sampling.{name}", name, capabilities.sampling)
+    for name in sorted(changed & ENGINE_REQUEST):
+        _require(engine, name, name, capabilities.request)
+    if request.structured is not None and request.structured.kind not in capabilities.structured:
+        kind = request.structured.kind
+        raise UnsupportedCapability(
+            f"{engine} has no structured output by {kind}; it has {', '.join(sorted(capabilities.structured)) or 'none'}",
+            capability=f"structured.{kind}",
+            engine=engine,
+            field="structured",
+        )
+    _check_logprobs(engine, capabilities, "logprobs", capabilities.logprobs, request.logprobs, request)
+    _check_logprobs(
+        engine, capabilities, "prompt_logprobs", capabilities.prompt_logprobs, request.prompt_logprobs, request
+    )
+    if request.lora is not None and request.lora not in info.loras:
+        raise InvalidRequest(
+            f"lora: no adapter is named {request.lora!r}; loaded are: {', '.join(info.loras) or 'none'}",
+            engine=engine,
+            field="lora",
+        )
+    if capabilities.conflicts:
+        active = {f"sampling.{name}" for name in sampling} | {f"config.{name}" for name in config.changed()}
+        active |= {f"request.{name}" for name in changed if not name.startswith("sampling.")}
+        _check_conflicts(engine, capabilities, active)
+
+
+def _check_logprobs(
+    engine: str,
+    capabilities: Capabilities,
+    field: str,
+    level: LogprobsLevel,
+    wanted: int | None,
+    request: GenerateRequest,
+) -> None:
+    if wanted is None:
+        return
+    if level == "none":
+        raise UnsupportedCapability(f"{engine} gives no {field}", capability=field, engine=engine, field=field)
+    if wanted > capabilities.max_logprobs:
+        raise UnsupportedParameter(
+            f"{field}: {engine} gives at most {capabilities.max_logprobs} alternatives, not {wanted}",
+            engine=engine,
+            field=field,
+        )
+    neutral = not set(request.sampling.changed()) - {"seed"}
+    if (level == "neutral-only" and not (neutral and request.structured is None)) or (
+        level == "raw-unless-structured" and request.structured is not None
+    ):
+        reason = (
+            "with structured output" if request.structured is not None else "unless the sampling parameters are neutral"
+        )
+        raise UnsupportedParameter(
+            f"{field}: {engine} cannot give those of the model's own distribution {reason}", engine=engine, field=field
+        )
+
+
+def check_vocabulary(engine: str, vocab_size: int, request: TokenRequest) -> None:
+    """Refuse token ids that the model does not have.
+
+    Raises:
+        InvalidRequest: names the field.
+    """
+    sampling = request.sampling
+    fields = {
+        "prompt": request.prompt_token_ids,
+        "stop_token_ids": request.stop_token_ids,
+        "sampling.allowed_token_ids": sampling.allowed_token_ids or (),
+        "sampling.logit_bias": sampling.logit_bias or (),
+    }
+    for field, ids in fields.items():
+        if ids and max(ids) >= vocab_size:
+            raise InvalidRequest(
+                f"{field}: token {max(ids)} does not exist; the model's vocabulary has the ids 0 to {vocab_size - 1}",
+                engine=engine,
+                field=field,
+            )

@@ -1,0 +1,275 @@
+"""The runtime of an engine that lives in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from itertools import count
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from anyengine.backend import TokenRequest
+from anyengine.errors import (
+    AnyEngineError,
+    EngineClosed,
+    InvalidRequest,
+    PluginError,
+    UnsupportedCapability,
+)
+from anyengine.runtime.admission import Admission
+from anyengine.runtime.base import Prepared, Runtime
+from anyengine.runtime.checks import check_request, check_vocabulary
+from anyengine.runtime.choice import ChoiceStream
+from anyengine.runtime.fanout import FanOut, run_all
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Mapping, Sequence
+
+    from anyengine.backend import Backend, BackendInfo
+    from anyengine.config import EngineConfig
+    from anyengine.hub import ModelFiles
+    from anyengine.outputs import Completion, Score
+    from anyengine.plugins import EngineManager
+    from anyengine.request import GenerateRequest, Message, Prompt
+    from anyengine.runtime.base import ChunkStream
+    from anyengine.stats import EngineStats
+    from anyengine.text.tokenizer import TextTokenizer
+
+__all__ = ["LocalRuntime"]
+
+T = TypeVar("T")
+
+#: Texts longer than this are tokenised in a thread: below it the hop costs more than it saves.
+_LONG_TEXT = 20_000
+#: Sequences handed over to an engine that does not say how many it runs.
+_DEFAULT_CONCURRENCY = 256
+
+
+class LocalRuntime(Runtime):
+    """Text layer and admission in front of a loaded backend, on the caller's asyncio loop."""
+
+    def __init__(
+        self,
+        name: str,
+        config: EngineConfig,
+        model: ModelFiles,
+        tokenizer: TextTokenizer,
+        manager: EngineManager,
+        backend: Backend,
+    ) -> None:
+        self._name = name
+        self._config = config
+        self._model = model
+        self._tokenizer = tokenizer
+        self._hooks: Any = manager.hook
+        self._info = backend.info
+        # Twice what runs, so that the engine always finds its next request waiting.
+        self._concurrency = 2 * (self._info.max_num_seqs or _DEFAULT_CONCURRENCY)
+        self._admission = Admission(self._concurrency, config.scheduling.max_queued_requests, name)
+        self._ids = count()
+        self._closed = False
+
+    @property
+    def info(self) -> BackendInfo:
+        return self._info
+
+    @property
+    def concurrency(self) -> int:
+        return self._concurrency
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    async def prepare(self, request: GenerateRequest, flow: int, *, admitted: bool = False) -> Prepared:
+        self._check_open()
+        called = monotonic()
+        check_request(self._name, self._info, self._config, request)
+        text, token_ids = await self._prompt(request)
+        tokens = self._resolve(request, text, token_ids)
+        check_vocabulary(self._name, self._info.vocab_size, tokens)
+        await self._guard(self._validate(tokens))
+        return Prepared(request, (tokens, called), flow, admitted)
+
+    async def _validate(self, tokens: TokenRequest) -> None:
+        self._hooks.validate(request=tokens)
+
+    async def _prompt(self, request: GenerateRequest) -> tuple[str | None, list[int]]:
+        """The prompt as text, if there is one, and as tokens."""
+        if isinstance(request.prompt, tuple):
+            return None, list(request.prompt)
+        if request.messages is not None:
+            text = await self.apply_chat_template(request.messages, request.chat_template_kwargs)
+            return text, await self._encode(text, add_special_tokens=False)
+        text = request.prompt or ""
+        return text, await self._encode(text, add_special_tokens=True)
+
+    async def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        if len(text) > _LONG_TEXT:
+            return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def _resolve(self, request: GenerateRequest, text: str | None, token_ids: list[int]) -> TokenRequest:
+        """Everything that depends on the model: length, end-of-sequence tokens, seed, banned words."""
+        room = self._info.max_model_len - len(token_ids)
+        if not token_ids:
+            raise InvalidRequest("prompt: the tokenizer makes no token of it", engine=self._name, field="prompt")
+        if room < 1:
+            raise InvalidRequest(
+                f"prompt: has {len(token_ids)} tokens; the context holds {self._info.max_model_len}, "
+                "and one must be left for the answer",
+                engine=self._name,
+                field="prompt",
+            )
+        if request.max_tokens is not None and request.max_tokens > room:
+            raise InvalidRequest(
+                f"max_tokens: {request.max_tokens} do not fit; the context of {self._info.max_model_len} tokens leaves "
+                f"{room} after a prompt of {len(token_ids)}; leave max_tokens out to use the rest",
+                engine=self._name,
+                field="max_tokens",
+            )
+        sampling = request.sampling
+        if sampling.seed is None and not sampling.greedy and self._info.capabilities.unseeded == "fixed":
+            sampling = sampling.model_copy(update={"seed": secrets.randbits(62)})
+        return TokenRequest(
+            id=f"{self._name}-{next(self._ids)}",
+            prompt_token_ids=token_ids,
+            prompt_text=text,
+            sampling=sampling,
+            max_tokens=request.max_tokens or room,
+            min_tokens=request.min_tokens,
+            eos_token_ids=frozenset() if request.ignore_eos else self._model.eos_token_ids,
+            stop_token_ids=frozenset(request.stop_token_ids),
+            ignore_eos=request.ignore_eos,
+            bad_word_ids=tuple(map(tuple, self._tokenizer.bad_word_sequences(sampling.bad_words))),
+            logprobs=request.logprobs,
+            prompt_logprobs=request.prompt_logprobs,
+            structured=request.structured,
+            lora=request.lora,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+        )
+
+    def _choices(self, prepared: Prepared) -> list[ChoiceStream]:
+        self._check_open()
+        tokens, called = prepared.payload
+        request = prepared.request
+        if not prepared.admitted:
+            self._admission.check(request.n)
+        return [
+            ChoiceStream(
+                request=request,
+                tokens=_numbered(tokens, index, request.n),
+                index=index,
+                hooks=self._hooks,
+                engine=self._name,
+                admission=self._admission,
+                flow=prepared.flow,
+                table=self._tokenizer.table,
+                called=called,
+            )
+            for index in range(request.n)
+        ]
+
+    def stream(self, prepared: Prepared) -> ChunkStream:
+        choices = self._choices(prepared)
+        return choices[0] if len(choices) == 1 else FanOut(choices)
+
+    async def generate(self, prepared: Prepared) -> Completion:
+        return await run_all(self._choices(prepared))
+
+    # -- text and scores --------------------------------------------------------------------------
+
+    async def score(self, prompt: Prompt, logprobs: int) -> Score:
+        self._check_open()
+        capabilities = self._info.capabilities
+        if not capabilities.score:
+            raise UnsupportedCapability(f"{self._name} cannot score", capability="score", engine=self._name)
+        if not 0 <= logprobs <= capabilities.max_logprobs:
+            raise InvalidRequest(
+                f"logprobs: must be 0 to {capabilities.max_logprobs}, not {logprobs}",
+                engine=self._name,
+                field="logprobs",
+            )
+        token_ids = await self.tokenize(prompt, add_special_tokens=True, template={})
+        if not 2 <= len(token_ids) <= self._info.max_model_len:
+            raise InvalidRequest(
+                f"prompt: has {len(token_ids)} tokens; scoring needs 2 to {self._info.max_model_len}",
+                engine=self._name,
+                field="prompt",
+            )
+        if max(token_ids) >= self._info.vocab_size or min(token_ids) < 0:
+            raise InvalidRequest(
+                f"prompt: token ids must be 0 to {self._info.vocab_size - 1}", engine=self._name, field="prompt"
+            )
+        return await self._guard(self._hooks.score(token_ids=token_ids, logprobs=logprobs))
+
+    async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool, template: Mapping[str, Any]) -> list[int]:
+        if isinstance(prompt, str):
+            return await self._encode(prompt, add_special_tokens=add_special_tokens)
+        if prompt and isinstance(prompt[0], int):
+            return list(prompt)  # pyright: ignore[reportReturnType, reportArgumentType] the first member tells the rest
+        text = await self.apply_chat_template(prompt, template)  # pyright: ignore[reportArgumentType] as above
+        return await self._encode(text, add_special_tokens=False)
+
+    async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    async def apply_chat_template(self, messages: Sequence[Message], template: Mapping[str, Any]) -> str:
+        return self._tokenizer.apply_chat_template(messages, chat_template=self._config.chat_template, kwargs=template)
+
+    # -- the engine as a whole --------------------------------------------------------------------
+
+    async def stats(self) -> EngineStats:
+        self._check_open()
+        stats = await self._guard(self._hooks.stats())
+        return msgspec.structs.replace(stats, queued=self._admission.queued)
+
+    async def health(self) -> None:
+        self._check_open()
+        await self._guard(self._hooks.health())
+
+    async def sleep(self) -> None:
+        self._check_open()
+        self._require_sleep()
+        await self._guard(self._hooks.sleep())
+
+    async def wake(self) -> None:
+        self._check_open()
+        self._require_sleep()
+        await self._guard(self._hooks.wake())
+
+    def _require_sleep(self) -> None:
+        if not self._info.capabilities.sleep:
+            raise UnsupportedCapability(f"{self._name} cannot sleep", capability="sleep", engine=self._name)
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._admission.close()
+            await self._guard(self._hooks.close())
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineClosed(f"the engine {self._name} was closed; load a new one", engine=self._name)
+
+    async def _guard(self, work: Awaitable[T]) -> T:
+        """Await a hook; what it raises beside our own errors is a plugin that did not map it."""
+        try:
+            return await work
+        except AnyEngineError as error:
+            error.engine = error.engine or self._name
+            raise
+        except Exception as error:
+            message = f"{self._name} raised {type(error).__name__}, which its plugin does not map: {error}"
+            raise PluginError(message, engine=self._name) from error
+
+
+def _numbered(tokens: TokenRequest, index: int, n: int) -> TokenRequest:
+    """The request of one of ``n`` sequences: its own id, and the seed plus its index."""
+    if n == 1:
+        return tokens
+    sampling = tokens.sampling
+    if sampling.seed is not None:
+        sampling = sampling.model_copy(update={"seed": (sampling.seed + index) % 2**63})
+    return msgspec.structs.replace(tokens, id=f"{tokens.id}.{index}", sampling=sampling)

@@ -1,0 +1,75 @@
+"""A running generation, as a context manager that is iterated."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from anyengine.errors import Misuse
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from types import TracebackType
+
+    from anyengine.outputs import Chunk
+    from anyengine.request import GenerateRequest
+    from anyengine.runtime import Runtime
+
+__all__ = ["Stream"]
+
+
+class Stream:
+    """Chunks as they come::
+
+        async with engine.stream("Once upon a time") as stream:
+            async for chunk in stream:
+                print(chunk.text, end="")
+
+    Guarantees:
+
+    1. Entering checks the request; nothing reaches the engine before the first chunk is asked for.
+    2. Each token appears in exactly one chunk, in order; the last chunk of each completion, and only it, has ``finish``.
+    3. Leaving the context, whatever the reason, aborts what still runs; when the exit returns, the engine holds nothing
+       of the request.
+
+    Raises:
+        InvalidRequest, UnsupportedParameter, UnsupportedCapability: on entering.
+        Overloaded, RequestTimeout, EngineDied, EngineUnresponsive, PluginError: while iterating.
+    """
+
+    def __init__(
+        self, runtime: Runtime, request: Callable[[], GenerateRequest], hooks: Any, engine: str, flow: int
+    ) -> None:
+        self._runtime = runtime
+        self._request = request
+        self._hooks = hooks
+        self._engine = engine
+        self._flow = flow
+        self._inner: Any = None
+        self._chunks: AsyncIterator[Chunk] | None = None
+
+    async def __aenter__(self) -> Stream:
+        request = self._request()
+        self._inner = self._runtime.stream(await self._runtime.prepare(request, self._flow))
+        self._chunks = self._hooks.stream(engine=self._engine, request=request, inner=self._inner)
+        return self
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        if self._chunks is None:
+            raise Misuse("a stream is a context manager: write `async with engine.stream(...) as stream`")
+        # The innermost iterator itself: no layer of ours stands between it and the reader.
+        return self._chunks
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with anyio.CancelScope(shield=True):
+            try:
+                if self._chunks is not self._inner:
+                    aclose = getattr(self._chunks, "aclose", None)
+                    if aclose is not None:
+                        await aclose()
+            finally:
+                if self._inner is not None:
+                    await self._inner.aclose()
