@@ -32,7 +32,8 @@ class Teacher:
         from lmdeploy import TurbomindEngineConfig, pipeline  # noqa: PLC0415  only this class needs the engine
 
         config = TurbomindEngineConfig(
-            dtype="bfloat16", session_len=2048, max_batch_size=concurrency, cache_max_entry_count=memory
+            dtype="bfloat16", session_len=2048, max_batch_size=concurrency, cache_max_entry_count=memory,
+            enable_prefix_caching=True,  # the examples stand before every question
         )
         self.engine = pipeline(model, backend_config=config, log_level="ERROR")
         self.tokens = 0
@@ -94,9 +95,9 @@ def work(number: int, options: argparse.Namespace) -> None:
     rng = random.Random(options.seed * 1000 + number)
     teacher = Teacher(options.teacher, options.concurrency, options.memory)
     started, kept = time.perf_counter(), {"story": 0, "chat": 0}
-    with (options.out / f"part-{number}.jsonl").open("w") as out:
+    with (options.out / f"part-{options.seed}-{number}.jsonl").open("w") as out:
         while time.perf_counter() - started < options.seconds:
-            round_ = stories(teacher, rng, options.round) + chats(teacher, rng, options.round)
+            round_ = stories(teacher, rng, options.round) + chats(teacher, rng, options.round // 3)
             for document in round_:
                 kept[document["kind"]] += 1
                 out.write(json.dumps(document) + "\n")

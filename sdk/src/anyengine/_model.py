@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class StrictModel(BaseModel):
-    """Frozen, strict (``"1"`` is no ``1``), without unknown fields; a bad value raises ``error``, which names the field."""
+    """Frozen, strict (``"1"`` is no ``1``), no unknown fields; a bad value raises ``error`` with the field's name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     error: ClassVar[type[InvalidRequest | InvalidConfig]] = InvalidRequest
@@ -30,15 +31,23 @@ class StrictModel(BaseModel):
 
     def changed(self, prefix: str = "") -> Iterator[str]:
         """Yield the dotted names of the leaf fields whose value differs from the default."""
-        for name, info in type(self).model_fields.items():
-            value = getattr(self, name)
-            default = info.get_default(call_default_factory=True)  # pyright: ignore[reportCallIssue] no factory takes data
+        defaults = _defaults(type(self))
+        for name in self.model_fields_set:
+            value, default = getattr(self, name), defaults[name]
             if value == default:
                 continue
             if isinstance(value, StrictModel) and isinstance(default, StrictModel):
                 yield from value.changed(f"{prefix}{name}.")
             else:
                 yield prefix + name
+
+
+@cache
+def _defaults(model: type[StrictModel]) -> dict[str, Any]:
+    return {
+        name: info.get_default(call_default_factory=True, validated_data={})
+        for name, info in model.model_fields.items()
+    }
 
 
 def _explain(model: type[StrictModel], error: ErrorDetails) -> tuple[str, str]:

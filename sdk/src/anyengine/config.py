@@ -34,7 +34,7 @@ class KVCacheConfig(_Config):
     """Where keys and values are kept.
 
     Attributes:
-        dtype: element type of the cache, ``auto`` for that of the model; engines name what else they have.
+        dtype: element type of the cache, ``auto`` for the model's; engines name what else they have.
         block_size: tokens in a block of the paged cache.
         prefix_caching: reuse the blocks of equal prompt prefixes. None: the engine's own default.
         gpu_memory_fraction: share of the device's **total** memory for everything that the engine keeps there

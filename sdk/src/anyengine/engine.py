@@ -28,7 +28,7 @@ from anyengine.stream import Stream
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
-    from typing import Unpack
+    from typing import Self, Unpack
 
     from anyengine.backend import BackendInfo, EnginePlugin
     from anyengine.capabilities import Capabilities
@@ -86,7 +86,9 @@ class Engine:
 
         def build() -> EngineConfig:
             if config is None:
-                return EngineConfig(**options, **({} if model is None else {"model": str(model)}))
+                if model is not None:
+                    options["model"] = str(model)
+                return EngineConfig(**options)
             if options or model is not None:
                 raise InvalidConfig("give either config, or model and options, not both", field="config")
             return config
@@ -386,7 +388,7 @@ class Engine:
         with anyio.CancelScope(shield=True):
             await self._runtime.close()
 
-    async def __aenter__(self) -> Engine:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(

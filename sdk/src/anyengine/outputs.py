@@ -36,7 +36,7 @@ class Usage(Struct, frozen=True, gc=False):
     Attributes:
         prompt_tokens: tokens of the prompt.
         completion_tokens: always ``len(token_ids)``; what the engine ran ahead is not counted.
-        cached_tokens: prompt tokens whose keys and values came from the prefix cache; None where the engine does not say.
+        cached_tokens: prompt tokens whose keys and values came from the prefix cache; None if the engine does not say.
     """
 
     prompt_tokens: int

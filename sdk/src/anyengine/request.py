@@ -133,7 +133,7 @@ class Structured(StrictModel):
     """A constraint on the text; exactly one of the four.
 
     Attributes:
-        json_schema: a JSON Schema (draft 2020-12), as data or as JSON text; the completion is a document that it accepts.
+        json_schema: a JSON Schema (draft 2020-12), as data or as JSON text, that accepts the completion.
         regex: a regular expression (no look-around, no back-references) that the whole completion matches.
         grammar: a context-free grammar in Lark's notation.
         choice: the completion is one of these strings.
@@ -164,7 +164,7 @@ def _stops(stops: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class RequestOptions(TypedDict, total=False):
-    """The keyword arguments of ``generate`` and ``stream``: the fields of :class:`GenerateRequest` without the prompt."""
+    """Keyword arguments of ``generate`` and ``stream``: the fields of :class:`GenerateRequest` without the prompt."""
 
     sampling: SamplingParams
     max_tokens: int | None

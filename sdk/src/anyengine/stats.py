@@ -26,7 +26,7 @@ class Histogram(Struct):
     """
 
     bounds: tuple[float, ...] = LATENCY_BUCKETS
-    counts: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list[int])
     sum: float = 0.0
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class EngineStats(Struct, frozen=True, kw_only=True):
     time_to_first_token: Histogram | None = None
     inter_token_latency: Histogram | None = None
     queue_time: Histogram | None = None
-    native: dict[str, Any] = field(default_factory=dict)
+    native: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def to_prometheus(self, **labels: str) -> str:
         """This snapshot in the Prometheus text format, under one naming scheme for all engines.

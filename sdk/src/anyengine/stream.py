@@ -11,6 +11,7 @@ from anyengine.errors import Misuse
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from types import TracebackType
+    from typing import Self
 
     from anyengine.outputs import Chunk
     from anyengine.request import GenerateRequest
@@ -20,7 +21,9 @@ __all__ = ["Stream"]
 
 
 class Stream:
-    """Chunks as they come::
+    """Chunks as they come.
+
+    ::
 
         async with engine.stream("Once upon a time") as stream:
             async for chunk in stream:
@@ -49,7 +52,7 @@ class Stream:
         self._inner: Any = None
         self._chunks: AsyncIterator[Chunk] | None = None
 
-    async def __aenter__(self) -> Stream:
+    async def __aenter__(self) -> Self:
         request = self._request()
         self._inner = self._runtime.stream(await self._runtime.prepare(request, self._flow))
         self._chunks = self._hooks.stream(engine=self._engine, request=request, inner=self._inner)

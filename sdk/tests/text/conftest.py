@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import pytest
+from anyengine.text.decoding import DecoderTable
 from tokenizers import (
     AddedToken,
     Regex,
@@ -31,7 +32,7 @@ CORPUS = [
 def _with_added(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True), "<|im_end|>"])
     tokenizer.add_tokens([AddedToken("<tool>"), AddedToken("naïve 木"), AddedToken(" lead"), AddedToken("▁▁x")])
-    tokenizer.add_special_tokens([AddedToken("a b", special=True, normalized=True), "a"])
+    tokenizer.add_special_tokens([AddedToken("a b", special=True, normalized=True), "b"])
     return tokenizer
 
 
@@ -107,6 +108,11 @@ def build(kind: str) -> Tokenizer:
 @pytest.fixture(params=BUILDERS, scope="session")
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return build(request.param)
+
+
+@pytest.fixture(scope="session")
+def table(tokenizer: Tokenizer) -> DecoderTable:
+    return DecoderTable.from_tokenizer(tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
@@ -44,7 +45,7 @@ class EngineDescription(Struct, frozen=True, kw_only=True):
     unavailable: str | None = None
     in_process: bool = False
     capabilities: Capabilities
-    models: dict[str, str] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict[str, str])
     default_model: str | None = None
 
 
@@ -70,7 +71,8 @@ class BackendInfo(Struct, frozen=True, kw_only=True):
     loras: tuple[str, ...] = ()
 
 
-class QuantizeJob(Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeJob:
     """A checkpoint to make.
 
     Attributes:
@@ -115,7 +117,7 @@ class EnginePlugin(ABC):
             EngineStartupError: anything else; all that was taken is released.
         """
 
-    async def quantize(self, job: QuantizeJob) -> None:
+    async def quantize(self, job: QuantizeJob) -> None:  # noqa: ARG002 the default refuses
         """Write the quantised checkpoint ``job.output``.
 
         Raises:
@@ -180,7 +182,7 @@ class Backend(ABC):
     async def stats(self) -> EngineStats:
         """Take a snapshot; None for what the engine does not report."""
 
-    async def score(self, token_ids: Sequence[int], logprobs: int) -> Score:
+    async def score(self, token_ids: Sequence[int], logprobs: int) -> Score:  # noqa: ARG002 the default refuses
         """Teacher-forced log-probabilities.
 
         Args:

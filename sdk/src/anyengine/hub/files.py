@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 msgspec reads the annotations
+from pathlib import Path
 from typing import Any
 
 from msgspec import Struct, field
@@ -31,4 +31,4 @@ class ModelFiles(Struct, frozen=True, kw_only=True):
     config: dict[str, Any]
     eos_token_ids: frozenset[int]
     draft: ModelFiles | None = None
-    loras: dict[str, Path] = field(default_factory=dict)
+    loras: dict[str, Path] = field(default_factory=dict[str, Path])

@@ -27,7 +27,7 @@ __all__ = ["ChoiceStream", "despite_cancellation"]
 class ChoiceStream:
     """The chunks of one of a request's ``n`` sequences. Lazy: admission and submission happen on the first read."""
 
-    def __init__(  # noqa: PLR0913 one sequence needs all of its surroundings
+    def __init__(
         self,
         *,
         request: GenerateRequest,
@@ -82,7 +82,7 @@ class ChoiceStream:
         except StopAsyncIteration:
             await self.aclose()
             raise PluginError(f"the stream of {self._engine} ended without a finish", engine=self._engine) from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 mapped, never swallowed
             await self.aclose()
             raise self._mapped(error) from error.__cause__ if isinstance(error, AnyEngineError) else error
         if self._partial is not None:
@@ -99,7 +99,7 @@ class ChoiceStream:
                 chunks = [self._chunk(await self._hooks.generate(request=self.tokens), streamed=False)]
                 self._over = True
                 self._release()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 mapped, never swallowed
             raise self._mapped(error) from error.__cause__ if isinstance(error, AnyEngineError) else error
         finally:
             await self.aclose()
@@ -188,14 +188,14 @@ class ChoiceStream:
 
     async def _end(self, chunk: Chunk, delta: TokenDelta) -> Chunk:
         """Leave the engine; where a stop string ended the text before the engine did, hear its last word first."""
-        source = self._source
-        if delta.finish is None and source is not None and chunk.finish is not None:
+        source, end = self._source, chunk.finish
+        if delta.finish is None and source is not None and end is not None:
             await despite_cancellation(self._hooks.abort(request_id=self.tokens.id))
             async for last in source:
                 if last.finish is not None:
-                    usage = replace(chunk.finish.usage, cached_tokens=last.finish.cached_tokens)
-                    end = replace(chunk.finish, usage=usage, prompt_logprobs=last.finish.prompt_logprobs)
-                    chunk = replace(chunk, finish=end)
+                    usage = replace(end.usage, cached_tokens=last.finish.cached_tokens)
+                    end = replace(end, usage=usage, prompt_logprobs=last.finish.prompt_logprobs)
+            chunk = replace(chunk, finish=end)
         self._source = None
         self._release()
         return chunk

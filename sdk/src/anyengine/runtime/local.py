@@ -43,6 +43,8 @@ T = TypeVar("T")
 
 #: Texts longer than this are tokenised in a thread: below it the hop costs more than it saves.
 _LONG_TEXT = 20_000
+#: A score needs a token and one before it.
+_MIN_SCORED = 2
 #: Sequences handed over to an engine that does not say how many it runs.
 _DEFAULT_CONCURRENCY = 256
 
@@ -192,9 +194,9 @@ class LocalRuntime(Runtime):
                 field="logprobs",
             )
         token_ids = await self.tokenize(prompt, add_special_tokens=True, template={})
-        if not 2 <= len(token_ids) <= self._info.max_model_len:
+        if not _MIN_SCORED <= len(token_ids) <= self._info.max_model_len:
             raise InvalidRequest(
-                f"prompt: has {len(token_ids)} tokens; scoring needs 2 to {self._info.max_model_len}",
+                f"prompt: has {len(token_ids)} tokens; scoring needs {_MIN_SCORED} to {self._info.max_model_len}",
                 engine=self._name,
                 field="prompt",
             )

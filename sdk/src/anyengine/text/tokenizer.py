@@ -1,26 +1,23 @@
 """The tokenizer of a model: text to ids and back, its special tokens, its chat templates.
 
-Files read from the model's folder, as `transformers` reads them: ``tokenizer.json``, ``tokenizer_config.json``,
-``special_tokens_map.json``, ``chat_template.jinja``, ``additional_chat_templates/*.jinja``.
+Which files of the model's folder are read is in :mod:`anyengine.text.files`.
 """
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from anyengine.errors import InvalidConfig, InvalidRequest, ModelNotFound
 from anyengine.text.decoding import DecoderTable
+from anyengine.text.files import apply_declared_tokens, chat_templates, named_special_tokens, read_configuration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from tokenizers import Tokenizer
 
 __all__ = ["TextTokenizer"]
-
-NAMED_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class TextTokenizer:
@@ -83,13 +80,10 @@ class TextTokenizer:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises nothing narrower
             raise InvalidConfig(f"{path} cannot be read: {error}", field="tokenizer") from error
-        config = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
-        _apply_declared_tokens(tokenizer, config)
-        tokenizer.encode_special_tokens = bool(config.get("split_special_tokens"))
+        config = read_configuration(folder)
+        apply_declared_tokens(tokenizer, config)
         return cls(
-            tokenizer,
-            special_tokens=dict(_named_special_tokens(config)),
-            chat_templates=_chat_templates(folder, config),
+            tokenizer, special_tokens=named_special_tokens(config), chat_templates=chat_templates(folder, config)
         )
 
     @property
@@ -173,7 +167,8 @@ class TextTokenizer:
         The definition is vLLM's (``SamplingParams.update_from_tokenizer``): a word is taken without its leading
         whitespace and encoded once as it stands at the start of a text, and once after a space. The second is added if
         it has as many tokens and another first token, so that ``dog`` forbids ``dog`` and ``Ġdog``, but not a lone
-        space before it. Other ways to spell the word with smaller tokens are not forbidden.
+        space before it. Other ways to spell the word with smaller tokens are not forbidden. A word of whitespace only
+        is forbidden as it stands.
 
         Raises:
             InvalidRequest: (field ``sampling.bad_words``) a word is empty, not Unicode text, or has no tokens.
@@ -183,7 +178,7 @@ class TextTokenizer:
             bare = word.lstrip() or word
             if not bare or _lone_surrogate(bare) is not None or not (plain := self._plain_ids(bare)):
                 raise InvalidRequest(f"cannot forbid the word {word!r}: it has no tokens", field="sampling.bad_words")
-            spaced = self._plain_ids(" " + bare)
+            spaced = self._plain_ids(bare if bare.isspace() else " " + bare)
             sequences.append(plain)
             if len(spaced) == len(plain) and spaced[0] != plain[0]:
                 sequences.append(spaced)
@@ -236,7 +231,7 @@ class TextTokenizer:
             return templates["default"]
         names = f" by default (it has: {', '.join(sorted(templates))})" if templates else ""
         raise InvalidConfig(
-            f"the model has no chat template{names}: pass one as `chat_template`, or a plain prompt instead of messages",
+            f"the model has no chat template{names}: pass `chat_template`, or a plain prompt instead of messages",
             field="chat_template",
         )
 
@@ -250,75 +245,3 @@ def _lone_surrogate(text: str) -> int | None:
     except UnicodeEncodeError as error:
         return error.start
     return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InvalidConfig(f"{path} cannot be read: {error}", field="tokenizer") from error
-    if not isinstance(content, dict):
-        raise InvalidConfig(f"{path} does not hold a JSON object", field="tokenizer")
-    return cast("dict[str, Any]", content)
-
-
-def _spelling(token: object) -> str | None:
-    """A token in a configuration is its spelling, or an object with that as ``content``."""
-    if isinstance(token, dict):
-        token = cast("dict[str, object]", token).get("content")
-    return token if isinstance(token, str) else None
-
-
-def _named_special_tokens(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name in NAMED_SPECIAL_TOKENS:
-        if spelling := _spelling(config.get(name)):
-            yield name, spelling
-    # A mapping here names tokens of one model's own, such as image_token; a list has no names to offer.
-    extra = config.get("extra_special_tokens")
-    if isinstance(extra, dict):
-        for name, token in cast("dict[str, object]", extra).items():
-            if spelling := _spelling(token):
-                yield name, spelling
-
-
-def _apply_declared_tokens(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
-    """Make special what ``tokenizer_config.json`` declares so, as `transformers` does when it loads a tokenizer.
-
-    Differs in one thing: a declared token that the vocabulary does not have is left out. transformers gives it a new
-    id, which no embedding of the model stands behind.
-    """
-    from tokenizers import AddedToken  # noqa: PLC0415 (heavy)
-
-    known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
-    named = {spelling for _, spelling in _named_special_tokens(config)}
-    for key in ("additional_special_tokens", "extra_special_tokens"):
-        tokens = config.get(key)
-        if isinstance(tokens, list):
-            named.update(filter(None, map(_spelling, cast("list[object]", tokens))))
-    declared = {spelling: AddedToken(spelling, special=True, normalized=False) for spelling in named - known.keys()}
-    listed = cast("dict[str, dict[str, Any]]", config.get("added_tokens_decoder") or {})
-    for _, entry in sorted(listed.items(), key=lambda item: int(item[0])):
-        flags = {flag: entry[flag] for flag in ("single_word", "lstrip", "rstrip", "normalized") if flag in entry}
-        spelling = entry["content"]
-        token = AddedToken(spelling, **flags, special=bool(entry.get("special")) or spelling in named)
-        if spelling not in known or repr(token) != repr(known[spelling]):
-            declared[spelling] = token
-    tokenizer.add_tokens([token for token in declared.values() if tokenizer.token_to_id(token.content) is not None])
-
-
-def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    files = {
-        path.stem if path.parent != folder else "default": path.read_text(encoding="utf-8")
-        for path in [folder / "chat_template.jinja", *sorted((folder / "additional_chat_templates").glob("*.jinja"))]
-        if path.is_file()
-    }
-    if files:  # Files take the place of what the configuration has, all of it.
-        return files
-    declared = config.get("chat_template") or _read_json(folder / "chat_template.json").get("chat_template")
-    if isinstance(declared, str):
-        return {"default": declared}
-    if isinstance(declared, list):
-        return {entry["name"]: entry["template"] for entry in cast("list[dict[str, str]]", declared)}
-    return {}

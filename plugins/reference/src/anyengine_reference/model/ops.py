@@ -1,0 +1,152 @@
+"""Products and norms whose rows do not depend on one another, to the bit.
+
+BLAS adds the terms of a product in an order that depends on the shapes, so the same row gets other bits among 2 rows than
+among 200. Here every product is a loop, in NumPy's C code, over matrix-vector products of one fixed shape: a panel of 16
+outputs and at most 560 inputs against the one row. What a row gives then depends on the row and the weights alone. Two
+more things would break that, and are kept away: threads of BLAS, which split a product by how many are free (a panel is
+smaller than what OpenBLAS splits), and addresses (rows begin at multiples of 64 bytes, so vectors are never split otherwise).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from .workers import run
+
+__all__ = ["LANE", "FloatArray", "IntArray", "Linear", "aligned", "padded", "rms_norm", "round_up", "silu_product"]
+
+FloatArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+IntArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+LANE = 16
+"""Floats in a cache line of 64 bytes: every row is padded with zeros to a multiple of it."""
+_MAX_INPUTS = 560
+"""OpenBLAS gives a product to more threads from 9216 multiplications on (``interface/gemv.c``): 16 x 560 = 8960."""
+_PANELS = 512 * 1024
+"""Bytes of weights that all rows go through before the next: half of a usual second-level cache."""
+_ROWS = 128
+"""Rows that go through the weights together; bounds the memory of a long prompt."""
+_SPLIT = 1 << 20
+"""Multiplications from which a product is shared among threads: below it, waking them costs more."""
+
+
+def round_up(size: int, multiple: int = LANE) -> int:
+    """Return the least multiple of `multiple` that is at least `size`."""
+    return -(-size // multiple) * multiple
+
+
+def aligned(*shape: int) -> FloatArray:
+    """Return an uninitialised float32 array that begins at a multiple of 64 bytes."""
+    size = math.prod(shape) * 4
+    buffer = np.empty(size + 64, np.uint8)
+    offset = -buffer.ctypes.data % 64
+    return buffer[offset : offset + size].view(np.float32).reshape(shape)
+
+
+def padded(features: int) -> int:
+    """Return how wide a row of so many features is kept: whole chunks of whole lanes; what is over is zero."""
+    chunks = -(-features // _MAX_INPUTS)
+    return chunks * round_up(-(-features // chunks))
+
+
+class Linear:
+    """``y = W x + b`` for rows x and one or more W, each [outputs, inputs] as checkpoints have them.
+
+    The weights are kept as [chunks, panels, chunk inputs, 16 outputs], so that a panel is one run of memory (twice as fast
+    from main memory as rows of 16 x inputs: 20 against 10 GB/s a core), zeros where a size is not a multiple. The sums of
+    the chunks are added in order.
+    """
+
+    def __init__(self, *weights: FloatArray, biases: Sequence[FloatArray] = ()) -> None:
+        inputs = weights[0].shape[1]
+        width = padded(inputs)
+        self._chunks = -(-inputs // _MAX_INPUTS)
+        self._chunk = width // self._chunks
+        self._sizes = [padded(len(weight)) for weight in weights]
+        self._weight = aligned(self._chunks, sum(self._sizes) // LANE, self._chunk, LANE)
+        self._bias = np.zeros(sum(self._sizes), np.float32) if biases else None
+        start = 0
+        for position, weight in enumerate(weights):
+            for row in range(0, self._sizes[position], LANE):
+                block = np.zeros((LANE, width), np.float32)
+                part = weight[row : row + LANE]
+                block[: len(part), :inputs] = part
+                panels = block.reshape(LANE, self._chunks, self._chunk).transpose(1, 2, 0)
+                self._weight[:, (start + row) // LANE] = panels
+            if self._bias is not None:
+                self._bias[start : start + len(weight)] = biases[position]
+            start += self._sizes[position]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the weights take."""
+        return self._weight.nbytes
+
+    def weight_rows(self, indices: IntArray) -> FloatArray:
+        """Return rows of W, [len(indices), padded inputs]: the lookup where an embedding is also the output projection."""
+        rows = aligned(len(indices), self._chunks * self._chunk)
+        rows.reshape(len(indices), self._chunks, self._chunk)[...] = self._weight[:, indices // LANE, :, indices % LANE]
+        return rows
+
+    def __call__(self, rows: FloatArray) -> list[FloatArray]:
+        """Return ``W x + b`` for each W, [rows, padded outputs]; `rows` is [rows, padded inputs], made by `aligned`."""
+        out = aligned(len(rows), sum(self._sizes))
+        for start in range(0, len(rows), _ROWS):
+            self._product(rows[start : start + _ROWS], out[start : start + _ROWS])
+        if self._bias is not None:
+            out += self._bias
+        if len(self._sizes) == 1:
+            return [out]
+        ends = list(itertools.accumulate(self._sizes))
+        return [out[:, end - size : end] for end, size in zip(ends, self._sizes, strict=True)]
+
+    def _product(self, rows: FloatArray, out: FloatArray) -> None:
+        count, panels = len(rows), self._weight.shape[1]
+        vectors = rows.reshape(count, self._chunks, 1, self._chunk)
+        result = out.reshape(count, panels, LANE)
+        together = panels if count == 1 else max(1, _PANELS // self._weight[:, 0].nbytes)
+
+        def work(first: int, last: int) -> None:
+            for start in range(first, last, together):
+                stop = min(start + together, last)
+                target = result[:, start:stop]
+                np.vecmat(vectors[:, 0], self._weight[0, start:stop], out=target)
+                if self._chunks > 1:
+                    part = aligned(count, stop - start, LANE)
+                    for chunk in range(1, self._chunks):
+                        np.vecmat(vectors[:, chunk], self._weight[chunk, start:stop], out=part)
+                        target += part
+
+        run(work, panels, split=count * self._weight.size >= _SPLIT)
+
+
+def rms_norm(rows: FloatArray, weight: FloatArray, size: int, epsilon: float) -> FloatArray:
+    """Return ``x / sqrt(mean(x²) + epsilon) * weight`` over the last axis, whose first `size` entries count, the rest zero.
+
+    RMSNorm, https://arxiv.org/abs/1910.07467, equation 4.
+    """
+    out = aligned(*rows.shape)
+    scale = np.vecdot(rows, rows)[..., None]
+    scale /= np.float32(size)
+    scale += np.float32(epsilon)
+    np.sqrt(scale, out=scale)
+    np.divide(rows, scale, out=out)
+    out *= weight
+    return out
+
+
+def silu_product(gate: FloatArray, up: FloatArray, out: FloatArray) -> None:
+    """Write ``gate * sigmoid(gate) * up``: SwiGLU, https://arxiv.org/abs/2002.05202, equation 6.
+
+    The exponential of a very negative gate is infinite and the quotient then the exact limit, zero.
+    """
+    np.negative(gate, out=out)
+    np.exp(out, out=out)
+    out += np.float32(1)
+    np.divide(gate, out, out=out)
+    out *= up

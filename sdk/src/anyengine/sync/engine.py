@@ -1,0 +1,324 @@
+"""Generated from ``anyengine/engine.py`` by ``tools/make_sync.py``; do not edit."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from anyio.from_thread import start_blocking_portal
+
+from anyengine.engine import Engine as AsyncEngine
+from anyengine.errors import EngineClosed
+from anyengine.sync.stream import Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self, Unpack
+
+    from anyio.from_thread import BlockingPortal
+
+    from anyengine.backend import BackendInfo, EnginePlugin
+    from anyengine.capabilities import Capabilities
+    from anyengine.config import EngineConfig
+    from anyengine.errors import AnyEngineError
+    from anyengine.hub import ModelFiles
+    from anyengine.outputs import Completion, Score
+    from anyengine.request import GenerateRequest, Message, Prompt, RequestOptions
+    from anyengine.stats import EngineStats
+
+__all__ = ["Engine"]
+
+T = TypeVar("T")
+
+
+class Engine:
+    """A loaded model in some inference engine; see :class:`anyengine.Engine`. Safe to call from any thread."""
+
+    def __init__(
+        self, engine: AsyncEngine, portal: BlockingPortal, running: AbstractContextManager[BlockingPortal]
+    ) -> None:
+        self._engine = engine
+        self._portal = portal
+        self._running: AbstractContextManager[BlockingPortal] | None = running
+
+    def _call(self, work: Callable[[], Awaitable[T]]) -> T:
+        if self._running is None:
+            raise EngineClosed(f"the engine {self._engine.name} was closed; load a new one", engine=self._engine.name)
+        return self._portal.call(work)
+
+    @classmethod
+    def load(
+        cls,
+        engine: str | EnginePlugin = "reference",
+        model: str | Path | None = None,
+        *,
+        config: EngineConfig | None = None,
+        extensions: Iterable[str | object] = (),
+        **options: Any,
+    ) -> Self:
+        """Bring a model up in an engine.
+
+        Used as ``with Engine.load("vllm", model="…") as engine``, or ``engine = Engine.load(…)`` with
+        ``engine.close()`` at the end.
+
+        Args:
+            engine: name of an installed engine (``anyengine engines`` lists them), or a plugin object.
+            model: local folder, Hugging Face hub id, or a name built into the plugin. None: the plugin's own model.
+            config: a ready configuration, instead of ``model`` and ``options``.
+            extensions: names of installed extensions, or objects with hooks; the first one is outermost.
+            options: fields of :class:`~anyengine.EngineConfig`.
+
+        Raises:
+            UnknownEngine, InvalidConfig, UnsupportedParameter: the call cannot be right.
+            ModelNotFound, OutOfMemory, EngineStartupError, PluginError: the engine did not come up.
+        """
+        running = start_blocking_portal("asyncio", name="anyengine")
+        portal = running.__enter__()
+        try:
+            loading = AsyncEngine.load(engine, model, config=config, extensions=extensions, **options)
+            return cls(portal.call(loading.__aenter__), portal, running)
+        except BaseException:
+            running.__exit__(None, None, None)
+            raise
+
+    @staticmethod
+    def quantize(
+        engine: str | EnginePlugin = "reference",
+        *,
+        model: str | Path,
+        scheme: str,
+        output: str | Path,
+        revision: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Make a quantised checkpoint.
+
+        Cancelling stops the work and leaves nothing behind.
+
+        Args:
+            engine: whose toolchain does it.
+            model: the source checkpoint: local folder, hub id, or a name built into the plugin.
+            scheme: one of the engine's ``capabilities.quantize``.
+            output: folder to make; must not exist, or be empty.
+            revision: of a hub model.
+            progress: called with (done, total) steps, perhaps from another thread.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UnsupportedCapability, UnsupportedParameter: the engine cannot quantise, or not by that scheme.
+            ModelNotFound: the source is unusable.
+        """
+        with start_blocking_portal("asyncio", name="anyengine") as portal:
+            return portal.call(
+                partial(
+                    AsyncEngine.quantize,
+                    engine,
+                    model=model,
+                    scheme=scheme,
+                    output=output,
+                    revision=revision,
+                    progress=progress,
+                )
+            )
+
+    @property
+    def name(self) -> str:
+        """Name of the engine."""
+        return self._engine.name
+
+    @property
+    def config(self) -> EngineConfig:
+        """How it was loaded."""
+        return self._engine.config
+
+    @property
+    def model(self) -> ModelFiles:
+        """The checkpoint that was loaded."""
+        return self._engine.model
+
+    @property
+    def info(self) -> BackendInfo:
+        """What the engine says about what it loaded: context length, vocabulary, data type."""
+        return self._engine.info
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this engine can do with this model on this device."""
+        return self._engine.capabilities
+
+    @overload
+    def generate(
+        self, prompt: str | Sequence[int] | Sequence[Message] | GenerateRequest, **options: Unpack[RequestOptions]
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self, prompt: None = None, *, messages: Sequence[Message], **options: Unpack[RequestOptions]
+    ) -> Completion: ...
+
+    @overload
+    def generate(self, prompt: Sequence[Prompt], **options: Unpack[RequestOptions]) -> list[Completion]: ...
+
+    @overload
+    def generate(
+        self, prompt: Sequence[Prompt], *, return_exceptions: bool, **options: Unpack[RequestOptions]
+    ) -> list[Completion | AnyEngineError]: ...
+
+    def generate(
+        self,
+        prompt: Any = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        return_exceptions: bool = False,
+        **options: Unpack[RequestOptions],
+    ) -> Any:
+        """Generate to the end.
+
+        A ``str`` is a plain prompt, a list of ``int`` is token ids, a list of messages goes through the chat template;
+        a list of those is many prompts. All of a list are checked before any is submitted; if one fails the others
+        are aborted and its error is raised.
+
+        Args:
+            prompt: one prompt, or a list of prompts.
+            messages: a chat, instead of ``prompt``.
+            return_exceptions: with a list: a failure takes the place of its completion instead.
+            options: fields of :class:`~anyengine.GenerateRequest`, for all prompts.
+
+        Returns:
+            One completion, or one for each prompt, in order. With ``n`` above 1 the others are its ``alternatives``.
+
+        Raises:
+            InvalidRequest, UnsupportedParameter, UnsupportedCapability: nothing was submitted.
+            Overloaded, RequestTimeout, EngineDied, EngineUnresponsive, PluginError: the request failed.
+        """
+        return self._call(
+            partial(self._engine.generate, prompt, messages=messages, return_exceptions=return_exceptions, **options)
+        )
+
+    def stream(
+        self,
+        prompt: str | Sequence[int] | Sequence[Message] | GenerateRequest | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Stream:
+        """Generate, and yield what is new: see :class:`~anyengine.Stream`.
+
+        Args:
+            prompt: one prompt: text, token ids, or messages.
+            messages: a chat, instead of ``prompt``.
+            options: fields of :class:`~anyengine.GenerateRequest`.
+        """
+        return Stream(self._portal, self._engine.stream(prompt, messages=messages, **options))
+
+    def score(self, prompt: Prompt, *, logprobs: int = 0) -> Score:
+        """Log-probability of each token given those before it, in nats, in the model's raw distribution.
+
+        Args:
+            prompt: text, token ids, or messages; at least two tokens.
+            logprobs: this many most likely alternatives at each position.
+
+        Raises:
+            UnsupportedCapability: the engine cannot score.
+        """
+        return self._call(partial(self._engine.score, prompt, logprobs=logprobs))
+
+    def tokenize(
+        self, prompt: Prompt, *, add_special_tokens: bool = True, chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        """The token ids that ``generate`` would send for this prompt.
+
+        Args:
+            prompt: text, token ids, or messages.
+            add_special_tokens: for text: let the tokenizer add its own, such as a beginning-of-sequence token.
+            chat_template_kwargs: for messages: extra variables of the chat template.
+        """
+        return self._call(
+            partial(
+                self._engine.tokenize,
+                prompt,
+                add_special_tokens=add_special_tokens,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+        )
+
+    def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids.
+
+        Args:
+            token_ids: any ids; those outside the vocabulary have no text.
+            skip_special_tokens: leave special tokens out.
+        """
+        return self._call(partial(self._engine.detokenize, token_ids, skip_special_tokens=skip_special_tokens))
+
+    def count_tokens(self, prompt: Prompt, *, chat_template_kwargs: Mapping[str, Any] | None = None) -> int:
+        """Length of the prompt in tokens, as ``usage.prompt_tokens`` would say.
+
+        Args:
+            prompt: text, token ids, or messages.
+            chat_template_kwargs: for messages: extra variables of the chat template.
+        """
+        return self._call(partial(self._engine.count_tokens, prompt, chat_template_kwargs=chat_template_kwargs))
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], *, chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> str:
+        """The prompt that the model's chat template makes of a chat.
+
+        Args:
+            messages: the chat.
+            chat_template_kwargs: extra variables of the template.
+        """
+        return self._call(
+            partial(self._engine.apply_chat_template, messages, chat_template_kwargs=chat_template_kwargs)
+        )
+
+    def stats(self) -> EngineStats:
+        """A snapshot of the engine's counters and gauges."""
+        return self._call(self._engine.stats)
+
+    def health(self) -> None:
+        """Return if the engine works.
+
+        Raises:
+            EngineDied, EngineUnresponsive: it does not.
+        """
+        return self._call(self._engine.health)
+
+    def sleep(self) -> None:
+        """Release device memory, keeping the means to come back.
+
+        Raises:
+            UnsupportedCapability: the engine cannot.
+        """
+        return self._call(self._engine.sleep)
+
+    def wake(self) -> None:
+        """Come back from :meth:`sleep`.
+
+        Raises:
+            UnsupportedCapability: the engine cannot.
+        """
+        return self._call(self._engine.wake)
+
+    def close(self) -> None:
+        """Release everything; open requests end with reason ``abort``. Idempotent."""
+        running, self._running = self._running, None
+        if running is not None:
+            try:
+                self._portal.call(self._engine.close)
+            finally:
+                running.__exit__(None, None, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
