@@ -32,7 +32,7 @@ CORPUS = [
 def _with_added(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True), "<|im_end|>"])
     tokenizer.add_tokens([AddedToken("<tool>"), AddedToken("naïve 木"), AddedToken(" lead"), AddedToken("▁▁x")])
-    tokenizer.add_special_tokens([AddedToken("a b", special=True, normalized=True), "b"])
+    tokenizer.add_special_tokens([AddedToken("a b", special=True, normalized=True), "~"])
     return tokenizer
 
 
@@ -49,7 +49,24 @@ def _byte_level(*, vocab_size: int) -> Tokenizer:
 
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-PIECES = ["▁", "▁the", "▁quick", "a", "b", "é", "ü", "木", "▁▁", "x▁y", "▁ \n", "<0xZZ>", "<0x1>", "<0x+A>", "<0xé>"]
+PIECES = [
+    "~",
+    "▁",
+    "▁the",
+    "▁quick",
+    "a",
+    "b",
+    "é",
+    "ü",
+    "木",
+    "▁▁",
+    "x▁y",
+    "▁ \n",
+    "<0xZZ>",
+    "<0x1>",
+    "<0x+A>",
+    "<0xé>",
+]
 
 
 def _byte_fallback(decoder: decoders.Decoder) -> Tokenizer:

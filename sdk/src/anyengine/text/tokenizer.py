@@ -197,7 +197,7 @@ class TextTokenizer:
         """Render `messages` to the text of a prompt; encode it with ``add_special_tokens=False``.
 
         Args:
-            messages: see :func:`anyengine.text.template.check_messages`.
+            messages: see :func:`anyengine.text.messages.check_messages`.
             chat_template: Jinja source, or the name of one of `chat_templates`. None: ``tool_use`` if there are tools
                 and the model has a template of that name, else ``default``.
             add_generation_prompt: end with the opening of the assistant's turn.
