@@ -1,0 +1,165 @@
+"""From a model's name to a checkpoint on disk that is safe to load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from anyengine.errors import ModelNotFound
+from anyengine.hub.files import ModelFiles
+from anyengine.hub.weights import check_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+__all__ = ["resolve_model"]
+
+#: What is fetched from the hub: never pickled weights, never code.
+PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+def resolve_model(
+    model: str,
+    *,
+    builtin: Mapping[str, str],
+    revision: str | None = None,
+    tokenizer: str | None = None,
+    tokenizer_revision: str | None = None,
+    draft: str | None = None,
+    loras: Mapping[str, str] | None = None,
+) -> ModelFiles:
+    """Find a checkpoint, fetch it if it is on the hub, and look it over before any engine does.
+
+    A name is, in this order: a model that comes with the plugin, a folder, a Hugging Face hub id.
+
+    Args:
+        model: the name.
+        builtin: name → folder of the models that come with the plugin.
+        revision: of a hub model: branch, tag or commit; resolved once to a commit, which is what is loaded.
+        tokenizer: where the tokenizer comes from, if not from the model.
+        tokenizer_revision: like ``revision``.
+        draft: the checkpoint that proposes tokens in speculative decoding.
+        loras: adapters, name → folder or hub id.
+
+    Raises:
+        ModelNotFound: there is none, or it is unusable; says what to do.
+    """
+    path, commit = _locate(model, revision, builtin)
+    config = _read_object(path / "config.json", needed="every checkpoint has one")
+    check_weights(path)
+    tokenizer_path = path if tokenizer is None else _locate(tokenizer, tokenizer_revision, builtin)[0]
+    if not (tokenizer_path / "tokenizer.json").is_file():
+        raise ModelNotFound(
+            f"{tokenizer_path} has no tokenizer.json; make one with transformers: "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder), or name another `tokenizer`",
+            field="tokenizer",
+        )
+    return ModelFiles(
+        name=model,
+        path=path,
+        tokenizer_path=tokenizer_path,
+        revision=commit,
+        config=config,
+        eos_token_ids=_eos_token_ids(path, tokenizer_path, config),
+        draft=None if draft is None else resolve_model(draft, builtin=builtin, tokenizer=str(tokenizer_path)),
+        loras={name: _locate(source, None, {})[0] for name, source in (loras or {}).items()},
+    )
+
+
+def _locate(name: str, revision: str | None, builtin: Mapping[str, str]) -> tuple[Path, str | None]:
+    """Folder, and the commit of a hub model."""
+    if name in builtin:
+        return Path(builtin[name]), None
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.resolve(), None
+    if path.is_file():
+        raise ModelNotFound(f"{name} is a file; name the folder that holds the checkpoint", field="model")
+    if name.startswith((".", "/", "~", "\\")) or name.count("/") > 1:
+        raise ModelNotFound(f"there is no folder {name}", field="model")
+    return _download(name, revision)
+
+
+def _download(name: str, revision: str | None) -> tuple[Path, str]:
+    """Snapshot of a hub model, pinned to one commit before anything is fetched."""
+    from huggingface_hub import HfApi, constants, snapshot_download  # noqa: PLC0415 heavy, and only for hub models
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        fetch = cast("Callable[..., str]", snapshot_download)  # its overloads are not fully typed
+        if constants.HF_HUB_OFFLINE:
+            folder = Path(fetch(name, revision=revision, allow_patterns=PATTERNS, local_files_only=True))
+            # The cache keeps each snapshot in a folder named by its commit.
+            return folder, folder.name
+        commit = HfApi().model_info(name, revision=revision).sha
+        if commit is None:
+            raise ModelNotFound(f"the hub gives no commit for {name}", field="revision")
+        return Path(fetch(name, revision=commit, allow_patterns=PATTERNS)), commit
+    except RevisionNotFoundError as error:
+        raise ModelNotFound(f"{name} has no revision {revision!r} on the hub", field="revision") from error
+    except GatedRepoError as error:
+        message = f"{name} is gated: accept its conditions on the hub, and log in with `hf auth login`"
+        raise ModelNotFound(message, field="model") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        message = (
+            f"{name} is no model that comes with the engine, no folder here, and no model on the hub that you may read "
+            "(a private one needs `hf auth login`)"
+        )
+        raise ModelNotFound(message, field="model") from error
+    except LocalEntryNotFoundError as error:
+        message = f"{name} is no folder here, and the hub cannot be reached and its cache does not hold it"
+        raise ModelNotFound(message, field="model") from error
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # connection errors of requests and httpx are OSErrors; bad answers ValueErrors
+        raise ModelNotFound(f"{name} could not be fetched from the hub: {error}", field="model") from error
+
+
+def _read_object(file: Path, *, needed: str | None = None) -> dict[str, Any]:
+    """A JSON object; an absent file that is not needed is an empty one."""
+    try:
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        if needed is None:
+            return {}
+        raise ModelNotFound(f"{file.parent} has no {file.name}; {needed}", field="model") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelNotFound(f"{file} cannot be read: {error}", field="model") from error
+    if not isinstance(content, dict):
+        raise ModelNotFound(f"{file} does not hold a JSON object", field="model")
+    return cast("dict[str, Any]", content)
+
+
+def _eos_token_ids(path: Path, tokenizer_path: Path, config: dict[str, Any]) -> frozenset[int]:
+    """Every end-of-sequence token that the model's files name; engines look in different ones."""
+    ids = {*_ids(config.get("eos_token_id"))}
+    ids |= {*_ids(_read_object(path / "generation_config.json").get("eos_token_id"))}
+    token = _read_object(tokenizer_path / "tokenizer_config.json").get("eos_token")
+    if isinstance(token, dict):
+        token = cast("dict[str, Any]", token).get("content")
+    if isinstance(token, str):
+        ids |= {*_ids(_vocabulary(tokenizer_path / "tokenizer.json").get(token))}
+    return frozenset(ids)
+
+
+def _vocabulary(file: Path) -> dict[Any, Any]:
+    """Token → id of a tokenizer.json, added tokens included (a Unigram vocabulary is a list, its special tokens are added)."""
+    tokenizer = _read_object(file)
+    model = tokenizer.get("model")
+    vocabulary: Any = cast("dict[str, Any]", model).get("vocab") if isinstance(model, dict) else None
+    added = [entry for entry in tokenizer.get("added_tokens") or [] if isinstance(entry, dict)]
+    known: dict[Any, Any] = dict(vocabulary) if isinstance(vocabulary, dict) else {}  # pyright: ignore[reportUnknownArgumentType] any JSON
+    return known | {entry.get("content"): entry.get("id") for entry in cast("list[dict[Any, Any]]", added)}
+
+
+def _ids(value: object) -> Iterable[int]:
+    values = cast("list[object]", value) if isinstance(value, list) else [value]
+    return [item for item in values if isinstance(item, int) and not isinstance(item, bool) and item >= 0]
