@@ -2,7 +2,9 @@
 
 import re
 
-PLAIN = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2014": "-", "\u2013": "-", "\u2026": "..."})
+PLAIN = str.maketrans(
+    {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2014": "-", "\u2013": "-", "\u2026": "..."}
+)
 BAD = re.compile(
     r"[^\x20-\x7e\n]|[*#_<>\[\]{}|\\/=~^@+%$]|\b\d{3,}|\b(?:smollm|hugging face|language model|as an ai|ai|assistant|"
     r"chatbot|subject|title|script|the story is|this story|in conclusion|et al|sentences?|sex\w*|kill\w*|murder\w*|"

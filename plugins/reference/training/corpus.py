@@ -1,9 +1,9 @@
 """Let the teacher write the corpus: stories and chats by SmolLM2-135M-Instruct in LMDeploy's TurboMind engine.
 
-    python corpus.py --teacher SmolLM2-135M-Instruct --out raw --seconds 400 --processes 3
+    python corpus.py --teacher SmolLM2-135M-Instruct --out raw --seconds 290 --processes 3
 
-Each process writes raw/part-N.jsonl; a run stops at its time limit, so its size depends on the machine. The seed of
-every round is fixed; sampling inside the engine is seeded per request.
+Each process writes raw/part-SEED-N.jsonl; a run stops at its time limit, so its size depends on the machine. Prompts
+and sampling are seeded, but a batch's arithmetic depends on its company, so a second run writes other texts.
 """
 
 import argparse
@@ -21,7 +21,16 @@ from clean import clean_answer, clean_ending, clean_start, join
 # make this small teacher lose the thread; loops are filtered instead.
 STORY = {"do_sample": True, "temperature": 0.7, "top_p": 0.92, "top_k": 50, "repetition_penalty": 1.05}
 CHAT = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 50}
-ENDINGS = ("In the end,", "At last,", "From that day on,", "That night,", "And so", "Finally,", "In the evening,", "The next day,")
+ENDINGS = (
+    "In the end,",
+    "At last,",
+    "From that day on,",
+    "That night,",
+    "And so",
+    "Finally,",
+    "In the evening,",
+    "The next day,",
+)
 
 
 class Teacher:
@@ -32,7 +41,10 @@ class Teacher:
         from lmdeploy import TurbomindEngineConfig, pipeline  # noqa: PLC0415  only this class needs the engine
 
         config = TurbomindEngineConfig(
-            dtype="bfloat16", session_len=2048, max_batch_size=concurrency, cache_max_entry_count=memory,
+            dtype="bfloat16",
+            session_len=2048,
+            max_batch_size=concurrency,
+            cache_max_entry_count=memory,
             enable_prefix_caching=True,  # the examples stand before every question
         )
         self.engine = pipeline(model, backend_config=config, log_level="ERROR")
@@ -92,7 +104,7 @@ def answered(teacher: Teacher, rng: random.Random, asked: list[prompts.Prompt]) 
 
 def work(number: int, options: argparse.Namespace) -> None:
     """Write one part of the corpus until the time is over."""
-    rng = random.Random(options.seed * 1000 + number)
+    rng = random.Random(options.seed * 1000 + number)  # noqa: S311  no secrets here
     teacher = Teacher(options.teacher, options.concurrency, options.memory)
     started, kept = time.perf_counter(), {"story": 0, "chat": 0}
     with (options.out / f"part-{options.seed}-{number}.jsonl").open("w") as out:
@@ -112,8 +124,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", required=True, help="folder of SmolLM2-135M-Instruct")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--seconds", type=float, default=400)
-    parser.add_argument("--processes", type=int, default=3, help="engines on one GPU: one leaves it half idle")
+    parser.add_argument("--seconds", type=float, default=290)
+    parser.add_argument("--processes", type=int, default=3, help="engines side by side on one GPU")
     parser.add_argument("--concurrency", type=int, default=1024)
     parser.add_argument("--round", type=int, default=4096, help="stories, and as many questions, in a round")
     parser.add_argument("--memory", type=float, default=0.2)

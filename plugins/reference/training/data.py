@@ -37,7 +37,7 @@ class Documents:
         return stream[np.asarray(firsts)[:, None] + np.arange(length + 1)]
 
     def batches(self, rows: int, length: int, seed: int) -> Iterator[np.ndarray]:
-        """Go through the documents again and again, in a new order each time; yield (epoch's) batches without end."""
+        """Yield batches of rows without end: all documents again and again, in a new order each time."""
         epoch = 0
         while True:
             packed = self.rows(length, seed + epoch)

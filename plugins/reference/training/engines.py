@@ -1,12 +1,17 @@
 """Load the trained models in a real engine on a GPU host: greedy text, sampled text, a chat, speculation in vLLM.
 
-    python engines.py vllm|turbomind|pytorch MODEL [DRAFT]      under an interpreter that has the engine
+python engines.py vllm|turbomind|pytorch MODEL [DRAFT]      under an interpreter that has the engine
 """
 
 import sys
 import time
 
-PROMPTS = ("Once upon a time", "One day, Lily found a red ball in the garden.", "The old baker", "It was a cold winter night.")
+PROMPTS = (
+    "Once upon a time",
+    "One day, Lily found a red ball in the garden.",
+    "The old baker",
+    "It was a cold winter night.",
+)
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 QUESTIONS = ("Hello!", "What is a cat?", "Tell me a story about a brave mouse.", "What does a rabbit eat?")
 MANY = 256
@@ -31,8 +36,10 @@ def vllm(model: str, draft: str | None) -> None:
         values = {metric.name: getattr(metric, "value", None) for metric in engine.get_metrics()}
         guessed, right = values["vllm:spec_decode_num_draft_tokens"], values["vllm:spec_decode_num_accepted_tokens"]
         rounds = values["vllm:spec_decode_num_drafts"]
-        print(f"speculation: {right} of {guessed} guesses accepted ({right / guessed:.3f}), "
-              f"{1 + right / rounds:.2f} tokens a step")
+        print(
+            f"speculation: {right} of {guessed} guesses accepted ({right / guessed:.3f}), "
+            f"{1 + right / rounds:.2f} tokens a step"
+        )
 
 
 def lmdeploy(backend: str, model: str) -> None:

@@ -1,6 +1,6 @@
 """Write a trained model as a Hugging Face checkpoint: bf16 safetensors, configuration, tokenizer.
 
-    python export.py --weights storyteller.pt --tokenizer data/tokenizer --out storyteller
+python export.py --weights storyteller.pt --tokenizer data/tokenizer --out storyteller
 """
 
 import argparse

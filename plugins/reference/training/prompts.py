@@ -4,10 +4,14 @@ import random
 from dataclasses import dataclass
 
 import words
+
 from examples import DIALOGS, STORIES
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 STORY_LEAD = "Write a short and simple story for small children about "
+TIMES = ("hot summer day", "cold winter night", "sunny day", "rainy day", "dark night")
+CALLS = ("Look", "Come here", "Help", "Where are you", "Good morning", "Wait for me")
+FAVORITES = ("animal", "color", "food", "story", "season", "game", "book", "place")
 ANSWER_LEAD = "Answer in one or two short and simple sentences. "
 
 
@@ -38,7 +42,8 @@ def article(phrase: str) -> str:
 def turns(pairs: list[tuple[str, str]]) -> str:
     """Write question-answer pairs in the teacher's chat format."""
     return "".join(
-        f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n" for question, answer in pairs
+        f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
+        for question, answer in pairs
     )
 
 
@@ -55,20 +60,26 @@ def story(rng: random.Random) -> Prompt:
     place, event = rng.choice(words.PLACES), rng.choice(words.EVENTS)
     thing = f"{rng.choice(words.COLORS)} {rng.choice(words.OBJECTS)}"
     who = f"{article(f'{trait} {kind}')} named {name}"
-    subject = rng.choice(
-        (
-            f"{who}, {article(thing)} and {article(place)}",
-            f"{who} who {event}",
-            f"{who} who finds {article(thing)}",
-            f"{article(kind)} named {name} who lives in {article(place)} and {event}",
-            f"{article(trait)} {kind} and {article(thing)}",
-            f"{name} the {kind} and {article(rng.choice(words.ANIMALS))}",
-            f"{name} and {rng.choice(words.NAMES)}, who play in the {place}",
+    subject = (
+        rng.choice(
+            (
+                f"{who}, {article(thing)} and {article(place)}",
+                f"{who} who {event}",
+                f"{who} who finds {article(thing)}",
+                f"{article(kind)} named {name} who lives in {article(place)} and {event}",
+                f"{article(trait)} {kind} and {article(thing)}",
+                f"{name} the {kind} and {article(rng.choice(words.ANIMALS))}",
+                f"{name} and {rng.choice(words.NAMES)}, who play in the {place}",
+            )
         )
-    ).replace("a a ", "a ").replace("a an ", "an ")
+        .replace("a a ", "a ")
+        .replace("a an ", "an ")
+    )
     opening = rng.choice(
         (
             f"Once upon a time, there was {who}.",
+            f"Once upon a time, there was {article(f'{trait} {kind}')} who",
+            f"Once upon a time, {name} the {kind}",
             f"Once upon a time, in {article(place)}, there lived {who}.",
             f"Once there was {who}.",
             f"One day, {name} the {kind}",
@@ -77,8 +88,8 @@ def story(rng: random.Random) -> Prompt:
             f"{article(f'{trait} {kind}').capitalize()} named {name} lived in {article(place)}.",
             f"In {article(place)} there lived {who}.",
             f"One {rng.choice(('sunny', 'cold', 'rainy', 'warm', 'windy'))} morning, {name}",
-            f"It was {article(rng.choice(('hot summer day', 'cold winter night', 'sunny day', 'rainy day', 'dark night')))}.",
-            f'"{rng.choice(("Look", "Come here", "Help", "Where are you", "Good morning", "Wait for me"))}!" said {name}',
+            f"It was {article(rng.choice(TIMES))}.",
+            f'"{rng.choice(CALLS)}!" said {name}',
             f"Every day, {name} the {kind}",
             f"Long ago, {who}",
             f"There was once {who}.",
@@ -86,8 +97,8 @@ def story(rng: random.Random) -> Prompt:
             f"{name} had {article(thing)}.",
         )
     )
-    shown = rng.sample(STORIES, 2)
-    pairs = [(f"{STORY_LEAD}{about}.", text) for about, text in shown]
+    about, text = rng.choice(STORIES)
+    pairs = [(f"{STORY_LEAD}{about}.", text)]
     return Prompt("story", chat(pairs, f"{STORY_LEAD}{subject}.", opening), subject, opening)
 
 
@@ -113,8 +124,16 @@ def question(rng: random.Random) -> str:
         (2, f"What can I do when I am {rng.choice(words.FEELINGS)}?"),
         (2, f"I am {rng.choice(words.FEELINGS)}."),
         (2, f"Name {rng.choice(('two', 'three', 'some'))} {rng.choice(words.CATEGORIES)}."),
-        (2, f"Do you like {rng.choice((stuff, article(noun) + 's'))}?".replace("like a ", "like ").replace("like an ", "like ")),
-        (1, f"What is your favorite {rng.choice(('animal', 'color', 'food', 'story', 'season', 'game', 'book', 'place'))}?"),
+        (
+            2,
+            f"Do you like {rng.choice((stuff, article(noun) + 's'))}?".replace("like a ", "like ").replace(
+                "like an ", "like "
+            ),
+        ),
+        (
+            1,
+            f"What is your favorite {rng.choice(FAVORITES)}?",
+        ),
         (1, f"What is the opposite of {rng.choice(words.OPPOSITES)}?"),
         (1, f"What is the capital of {rng.choice(words.COUNTRIES)}?"),
         (2, f"Write a sentence about {rng.choice((one, stuff))}."),

@@ -1,7 +1,7 @@
 """Train the storyteller, or its draft model as the storyteller's student.
 
-    python train.py --data data --out storyteller.pt --tokens 600e6
-    python train.py --data data --out draft.pt --tokens 400e6 --layers 1 --teacher storyteller.pt
+python train.py --data data --out storyteller.pt --tokens 600e6
+python train.py --data data --out draft.pt --tokens 400e6 --layers 1 --teacher storyteller.pt
 """
 
 import argparse
@@ -99,13 +99,20 @@ def train(options: argparse.Namespace) -> None:
             total = loss.item()
             seconds = time.perf_counter() - started
             log.append({"step": step, "loss": total, "seconds": seconds, "progress": progress})
-            print(f"step {step}/{steps}: loss {total:.3f}, {(step + 1) * options.rows * length / seconds:.0f} tokens/s",
-                  f"progress {progress:.2f}", flush=True)
+            print(
+                f"step {step}/{steps}: loss {total:.3f}, {(step + 1) * options.rows * length / seconds:.0f} tokens/s",
+                f"progress {progress:.2f}",
+                flush=True,
+            )
     losses = {kind: evaluate(model, documents, device) for kind, documents in held_out.items()}
     numbers = {
-        "steps": step + 1, "tokens": (step + 1) * options.rows * length, "seconds": time.perf_counter() - started,
-        "held-out loss": losses, "parameters": sum(p.numel() for p in model.parameters()),
-        "options": {key: str(value) for key, value in vars(options).items()}, "log": log,
+        "steps": step + 1,
+        "tokens": (step + 1) * options.rows * length,
+        "seconds": time.perf_counter() - started,
+        "held-out loss": losses,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "options": {key: str(value) for key, value in vars(options).items()},
+        "log": log,
     }
     torch.save({"layers": options.layers, "weights": model.state_dict()}, options.out)
     options.out.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n")

@@ -38,8 +38,12 @@ class EngineManager(pluggy.PluginManager):
         self.register(plugin, "plugin")
 
     def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
-        """Methods of our base classes are implementations by their names, so that plugins need no markers."""
-        if name in _ENGINE_HOOKS and isinstance(plugin, (EnginePlugin, Backend)):
+        """Methods of our base classes are implementations by their names, so that plugins need no markers.
+
+        Only those: a backend may well have a ``load`` of its own.
+        """
+        base = next((base for base in (EnginePlugin, Backend) if isinstance(plugin, base)), None)
+        if name in _ENGINE_HOOKS and base is not None and hasattr(base, name):
             return {
                 "wrapper": False,
                 "hookwrapper": False,

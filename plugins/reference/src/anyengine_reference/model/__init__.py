@@ -6,4 +6,13 @@ from .errors import BadCheckpoint, UnsupportedModel
 from .llama import Model, Segment
 from .load import load_model
 
-__all__ = ["BadCheckpoint", "KVCache", "Model", "ModelConfig", "RopeConfig", "Segment", "UnsupportedModel", "load_model"]
+__all__ = [
+    "BadCheckpoint",
+    "KVCache",
+    "Model",
+    "ModelConfig",
+    "RopeConfig",
+    "Segment",
+    "UnsupportedModel",
+    "load_model",
+]

@@ -1,7 +1,5 @@
 """Attention over the paged cache, in tiles of one fixed size."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from .ops import FloatArray, aligned, round_up
@@ -10,13 +8,15 @@ from .workers import run
 __all__ = ["TILE", "attend"]
 
 TILE = 64
-"""Positions in a tile. A tile of 16 (one block) took 2 to 4 times as long: more, smaller products and sums."""
+"""Positions in a tile. Tiles of 16 take about twice as long (more and smaller products), of 128 no less."""
 _QUERIES = 32
 """Rows of queries that are worked on together: they skip the tiles that none of them sees."""
 
 
-def attend(queries: FloatArray, keys: FloatArray, values: FloatArray, start: int, window: int | None, out: FloatArray) -> None:
-    """Write ``softmax(q K / sqrt(head_dim)) V`` of consecutive positions of one sequence, each over those up to its own.
+def attend(
+    queries: FloatArray, keys: FloatArray, values: FloatArray, start: int, window: int | None, out: FloatArray
+) -> None:
+    """Write ``softmax(q K / sqrt(head_dim)) V`` for consecutive positions of a sequence, each over those up to itself.
 
     Args:
         queries: [rows, kv heads, group, head_dim], scaled; row i stands at position `start` + i.
@@ -26,11 +26,12 @@ def attend(queries: FloatArray, keys: FloatArray, values: FloatArray, start: int
         window: how many positions a row sees, its own included; None for all.
         out: as `queries`.
 
-    "Attention Is All You Need", https://arxiv.org/abs/1706.03762, equation 1; grouped as in https://arxiv.org/abs/2305.13245.
-    Scores, sums of exponentials and weighted values are products of a fixed shape for each row, head and tile, and a
-    row adds its tiles from first to last. A tile that a row does not see adds exact zeros, so which tiles other rows of
-    the step ask for does not change it.
+    "Attention Is All You Need", https://arxiv.org/abs/1706.03762, equation 1; grouped as in
+    https://arxiv.org/abs/2305.13245. Scores, sums of exponentials and weighted values are products of a fixed shape
+    for each row, head and tile, and a row adds its tiles from first to last. A tile that a row does not see adds exact
+    zeros, so which tiles other rows of the step ask for does not change it.
     """
+
     def work(first: int, last: int) -> None:
         for row in range(first * _QUERIES, min(last * _QUERIES, len(queries)), _QUERIES):
             _attend(queries[row : row + _QUERIES], keys, values, start + row, window, out[row : row + _QUERIES])
@@ -38,7 +39,9 @@ def attend(queries: FloatArray, keys: FloatArray, values: FloatArray, start: int
     run(work, -(-len(queries) // _QUERIES), split=len(queries) > _QUERIES)
 
 
-def _attend(queries: FloatArray, keys: FloatArray, values: FloatArray, start: int, window: int | None, out: FloatArray) -> None:
+def _attend(
+    queries: FloatArray, keys: FloatArray, values: FloatArray, start: int, window: int | None, out: FloatArray
+) -> None:
     rows, kv_heads, group, head_dim = queries.shape
     first = 0 if window is None else max(0, start - window + 1) // TILE
     last = (start + rows - 1) // TILE + 1

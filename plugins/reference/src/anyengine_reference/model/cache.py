@@ -1,7 +1,5 @@
 """The paged store of keys and values."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -14,7 +12,7 @@ __all__ = ["KVCache"]
 
 
 class KVCache:
-    """Keys and values of all sequences in blocks of `block_size` positions, float32 [layers, kv heads, blocks, positions, head_dim].
+    """Keys and values of all sequences in blocks, each float32 [layers, kv heads, blocks, block_size, head_dim].
 
     Paged attention, https://arxiv.org/abs/2309.06180. A sequence's position p is in its block table's entry
     ``p // block_size``. There is one block more than `num_blocks`, always zero: it fills up the last tile of attention.
@@ -45,11 +43,12 @@ class KVCache:
         self.values[:, :, target] = self.values[:, :, source]
 
     def clear_after(self, block: int, used: int) -> None:
-        """Zero the values of a block from its position `used` on.
+        """Zero a block from its position `used` on.
 
-        Attention gives positions that are not there the weight 0, but 0 times what another sequence left behind is 0 only
-        when that is finite.
+        Attention gives positions that are not there the weight 0, but 0 times what another sequence left behind is 0
+        only when that is finite.
         """
+        self.keys[:, :, block, used:] = 0
         self.values[:, :, block, used:] = 0
 
     def write(self, layer: int, blocks: IntArray, offsets: IntArray, keys: FloatArray, values: FloatArray) -> None:
@@ -58,7 +57,7 @@ class KVCache:
         self.values[layer][:, blocks, offsets] = values.transpose(1, 0, 2)
 
     def gather(self, layer: int, table: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Return the keys and values of a sequence's blocks, [kv heads, blocks, positions, head_dim] each, as a copy."""
+        """Return copies of the keys and values of some blocks, [kv heads, blocks, block_size, head_dim] each."""
         shape = (self.keys.shape[1], len(table), *self.keys.shape[3:])
         keys = np.take(self.keys[layer], table, 1, out=aligned(*shape), mode="clip")
         values = np.take(self.values[layer], table, 1, out=aligned(*shape), mode="clip")

@@ -1,10 +1,8 @@
 """Hugging Face checkpoints: ``config.json`` and safetensors files, alone or sharded. Pickled weights are never read."""
 
-from __future__ import annotations
-
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,13 +12,13 @@ import numpy as np
 from .errors import BadCheckpoint
 from .ops import FloatArray
 
-__all__ = ["Checkpoint", "Tensor", "read_json"]
+__all__ = ["Checkpoint", "Tensor", "read_json", "write_safetensors"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _DTYPES = {
-    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8", "I64": "<i8",
-    "F8_E4M3": "u1", "F8_E5M2": "u1", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8",
+    "BOOL": "?", "U8": "u1", "I8": "i1", "F8_E4M3": "u1", "F8_E5M2": "u1", "U16": "<u2", "I16": "<i2", "F16": "<f2",
+    "BF16": "<u2", "U32": "<u4", "I32": "<i4", "F32": "<f4", "U64": "<u8", "I64": "<i8", "F64": "<f8",
 }  # fmt: skip
 
 
@@ -54,7 +52,9 @@ class Tensor:
         if self.dtype == "BF16":  # bfloat16 is the upper half of float32
             return (self.data().astype(np.uint32) << 16).view(np.float32)
         if self.dtype not in {"F16", "F32"}:
-            raise BadCheckpoint(f"{self.file.name}: tensor {self.name!r} is {self.dtype}; it should be F32, F16 or BF16.")
+            raise BadCheckpoint(
+                f"{self.file.name}: tensor {self.name!r} is {self.dtype}; it should be F32, F16 or BF16."
+            )
         return self.data().astype(np.float32)
 
 
@@ -115,10 +115,34 @@ def read_json(file: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", content)
 
 
+def write_safetensors(
+    file: Path, layout: Mapping[str, tuple[str, tuple[int, ...]]], arrays: Iterable[np.ndarray[Any, Any]]
+) -> int:
+    """Write a safetensors file, one tensor in memory at a time; return the bytes of all tensors.
+
+    Args:
+        file: the file to make.
+        layout: dtype and shape of each tensor by name.
+        arrays: their data in the same order; BF16 as 16 bits.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in layout.items():
+        begin, end = end, end + math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for (dtype, shape), array in zip(layout.values(), arrays, strict=True):
+            stream.write(np.ascontiguousarray(array, _DTYPES[dtype]).reshape(shape).data)
+    return end
+
+
 def _files(folder: Path) -> list[Path]:
     if (folder / _INDEX).exists():
         shards: Any = read_json(folder / _INDEX).get("weight_map")
-        names = cast("dict[str, Any]", shards).values() if isinstance(shards, dict) else []
+        names = list(cast("dict[str, Any]", shards).values()) if isinstance(shards, dict) else []
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise BadCheckpoint(f"{folder / _INDEX}: weight_map should name a file of this folder for each tensor.")
         return [folder / name for name in sorted(set(names))]

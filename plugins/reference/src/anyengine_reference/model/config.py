@@ -1,10 +1,8 @@
 """The shape of a model, read from the ``config.json`` of a Hugging Face checkpoint."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 from .errors import BadCheckpoint, UnsupportedModel
 
@@ -17,6 +15,8 @@ _FAMILIES = {
     "Qwen3ForCausalLM": "qwen3",
 }
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+_KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
+_POSITIONS = {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 Number = TypeVar("Number", int, float)
@@ -72,10 +72,11 @@ class ModelConfig:
     sliding_windows: tuple[int | None, ...]
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> ModelConfig:
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
         """Read the contents of a ``config.json``.
 
-        A field that the file leaves out has the default of its family in transformers 5 (``configuration_<family>.py``).
+        A field that the file leaves out has the default of its family in transformers 5
+        (``configuration_<family>.py``).
 
         Raises:
             UnsupportedModel: another architecture, activation, rope type or attention layout; named in the message.
@@ -87,9 +88,11 @@ class ModelConfig:
                 raise BadCheckpoint(f"config.json: {name!r} is missing, which every {architecture} checkpoint states.")
         activation = config.get("hidden_act", "silu")
         if activation != "silu":
-            raise UnsupportedModel(f"config.json: hidden_act is {activation!r}; the reference engine computes 'silu' only.")
+            raise UnsupportedModel(
+                f"config.json: hidden_act is {activation!r}; the reference engine computes 'silu' only."
+            )
         heads = _positive(config, "num_attention_heads", int)
-        kv_heads = _positive(config, "num_key_value_heads", int, {"mistral": 8, "qwen2": 32, "qwen3": 32}.get(family, heads))
+        kv_heads = _positive(config, "num_key_value_heads", int, _KV_HEADS.get(family, heads))
         hidden = _positive(config, "hidden_size", int)
         head_dim = _positive(config, "head_dim", int, 128 if family == "qwen3" else hidden // heads)
         if heads % kv_heads:
@@ -97,7 +100,7 @@ class ModelConfig:
         if head_dim % 2:
             raise UnsupportedModel(f"config.json: head_dim is {head_dim}; rotary embeddings need an even one.")
         layers = _positive(config, "num_hidden_layers", int)
-        positions = _positive(config, "max_position_embeddings", int, {"llama": 2048, "mistral": 131072}.get(family, 32768))
+        positions = _positive(config, "max_position_embeddings", int, _POSITIONS[family])
         bias = _flag(config, "attention_bias") if family in {"llama", "qwen3"} else False
         return cls(
             architecture=architecture,
@@ -128,8 +131,8 @@ def _family(config: Mapping[str, Any]) -> tuple[str, str]:
     family = _FAMILIES.get(architecture)
     if family is None or model_type not in {None, family}:
         raise UnsupportedModel(
-            f"config.json: the architecture is {architecture!r} (model_type {model_type!r}); the reference engine computes "
-            f"{', '.join(_FAMILIES)}. Use an engine that has this model, such as vLLM or transformers."
+            f"config.json: the architecture is {architecture!r} (model_type {model_type!r}); the reference "
+            f"engine computes {', '.join(_FAMILIES)}. Use an engine that has this model, such as vLLM or transformers."
         )
     return architecture, family
 
@@ -144,45 +147,38 @@ def _sliding_windows(config: Mapping[str, Any], family: str, layers: int) -> tup
         )
     if family == "llama" or (family != "mistral" and not _flag(config, "use_sliding_window")):
         window = None
-    elif "sliding_window" in config and config["sliding_window"] is None:
-        window = None
     else:
-        window = _positive(config, "sliding_window", int, 4096)
+        stated = "sliding_window" not in config or config["sliding_window"] is not None
+        window = _positive(config, "sliding_window", int, 4096) if stated else None
     if types is None:
         first = 0 if family == "mistral" else _positive(config, "max_window_layers", int, 28, least=0)
         types = ["sliding_attention" if window is not None and i >= first else "full_attention" for i in range(layers)]
     slides = [kind == "sliding_attention" for kind in types]
     if any(slides) and window is None:
-        raise UnsupportedModel(f"config.json: layer_types has 'sliding_attention', but this {family} has no sliding_window.")
+        raise UnsupportedModel(
+            f"config.json: layer_types has 'sliding_attention', but this {family} has no sliding_window."
+        )
     if family == "mistral" and window is not None and not all(slides):
-        raise UnsupportedModel("config.json: layer_types varies by layer, which transformers ignores in a Mistral model.")
+        raise UnsupportedModel(
+            "config.json: layer_types varies by layer, which transformers ignores in a Mistral model."
+        )
     return tuple(window if slide else None for slide in slides)
 
 
 def _rope(config: Mapping[str, Any], positions: int) -> RopeConfig:
     """Read ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling`` (before it)."""
-    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    found: Any = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(found, Mapping):
         raise BadCheckpoint(f"config.json: the rope parameters are {found!r}; they should be an object.")
-    rope = dict(cast("Mapping[str, Any]", found))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if any(isinstance(value, Mapping) for value in rope.values()):
-        raise UnsupportedModel("config.json: rope_parameters differ by layer type; the reference engine has one for all layers.")
-    if kind == "dynamic":
-        raise UnsupportedModel(
-            "config.json: rope type 'dynamic' turns a key by an angle that depends on how long its sequence is at the "
-            "moment, so results depend on how a prompt is cut into steps; the reference engine refuses it and computes "
-            f"{', '.join(_ROPE_TYPES)}."
-        )
-    if kind not in _ROPE_TYPES:
-        raise UnsupportedModel(f"config.json: rope type is {kind!r}; the reference engine computes {', '.join(_ROPE_TYPES)}.")
-    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    if partial not in {None, 1, 1.0}:
-        raise UnsupportedModel(f"config.json: partial_rotary_factor is {partial!r}; the reference engine rotates whole heads.")
-    if rope.get("rope_theta") is None:
-        rope["rope_theta"] = config.get("rope_theta")
+    rope = {
+        "rope_theta": config.get("rope_theta"),
+        "partial_rotary_factor": config.get("partial_rotary_factor"),
+        **cast("Mapping[str, Any]", found),
+    }
     if config.get("original_max_position_embeddings") is not None:
         rope["original_max_position_embeddings"] = config["original_max_position_embeddings"]
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    _refuse_rope(rope, kind)
     theta = _positive(rope, "rope_theta", float, 10000.0)
     if kind == "default":
         return RopeConfig(theta=theta)
@@ -195,31 +191,61 @@ def _rope(config: Mapping[str, Any], positions: int) -> RopeConfig:
         if high <= low:
             raise BadCheckpoint(f"config.json: high_freq_factor {high} is not above low_freq_factor {low}.")
         return RopeConfig("llama3", theta, factor, original, low, high)
-    optional = {
-        name: None if rope.get(name) is None else _positive(rope, name, float, least=0.0)
+    attention_factor, mscale, mscale_all_dim = (
+        None if rope.get(name) is None else _positive(rope, name, float, least=0.0)
         for name in ("attention_factor", "mscale", "mscale_all_dim")
-    }
+    )
     return RopeConfig(
         "yarn",
         theta,
         factor,
         original,
-        **optional,
+        attention_factor=attention_factor,
+        mscale=mscale,
+        mscale_all_dim=mscale_all_dim,
         beta_fast=_positive(rope, "beta_fast", float, 32.0),
         beta_slow=_positive(rope, "beta_slow", float, 1.0),
         truncate=_flag(rope, "truncate", default=True),
     )
 
 
+def _refuse_rope(rope: Mapping[str, Any], kind: Any) -> None:
+    """Raise `UnsupportedModel` for what is not in `RopeConfig`."""
+    known = ", ".join(_ROPE_TYPES)
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        raise UnsupportedModel(
+            "config.json: rope_parameters differ by layer type; the reference engine has one for all."
+        )
+    if kind == "dynamic":
+        raise UnsupportedModel(
+            "config.json: rope type 'dynamic' turns a key by an angle that depends on how long its sequence is at the "
+            "moment, so results depend on how a prompt is cut into steps; the reference engine refuses it and computes "
+            f"{known}."
+        )
+    if kind not in _ROPE_TYPES:
+        raise UnsupportedModel(f"config.json: rope type is {kind!r}; the reference engine computes {known}.")
+    partial = rope["partial_rotary_factor"]
+    if partial not in {None, 1}:
+        raise UnsupportedModel(
+            f"config.json: partial_rotary_factor is {partial!r}; the reference engine rotates whole heads."
+        )
+
+
 def _positive(
-    fields: Mapping[str, Any], name: str, kind: type[Number], default: Number | None = None, *, least: Number | None = None
+    fields: Mapping[str, Any],
+    name: str,
+    kind: type[Number],
+    default: Number | None = None,
+    *,
+    least: Number | None = None,
 ) -> Number:
     """Return a field that must be a number above 0, or at least `least`; null and absent are the default."""
     value = fields.get(name)
     if value is None:
         value = default
     numeric = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-    if not numeric or not (value > 0 if least is None else value >= least):  # pyright: ignore[reportOptionalOperand]
+    number = cast("float", value) if numeric else -1
+    if number < (0 if least is None else least) or (least is None and number == 0):
         raise BadCheckpoint(f"config.json: {name!r} is {value!r}; it should be a positive {kind.__name__}.")
     return kind(cast("Any", value))
 

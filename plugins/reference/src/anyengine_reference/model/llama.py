@@ -1,7 +1,5 @@
 """The decoder: Llama and its close relatives Mistral, Qwen2 and Qwen3."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +20,9 @@ __all__ = ["Model", "Segment", "Weights"]
 class Segment:
     """The rows of one sequence in a step.
 
-    `token_ids` are new tokens: one in decoding, many of a prompt, a draft's to verify. `start` is the position of the first
-    one, which is how many tokens are in the cache already. `block_table` has the physical blocks of positions 0 to
-    ``start + len(token_ids) - 1``; entries beyond are not looked at.
+    `token_ids` are new tokens: one in decoding, many of a prompt, a draft's to verify. `start` is the position of the
+    first one, which is how many tokens are in the cache already. `block_table` has the physical blocks of positions 0
+    to ``start + len(token_ids) - 1``; entries beyond are not looked at.
     """
 
     token_ids: Sequence[int] | np.ndarray
@@ -74,7 +72,8 @@ class _Step:
     def __init__(self, segments: Sequence[Segment], cache: KVCache) -> None:
         self.ends = list(itertools.accumulate(len(segment.token_ids) for segment in segments))
         self.spans = [
-            (slice(end - len(segment.token_ids), end), segment.start) for end, segment in zip(self.ends, segments, strict=True)
+            (slice(end - len(segment.token_ids), end), segment.start)
+            for end, segment in zip(self.ends, segments, strict=True)
         ]
         self.tokens = np.concatenate([np.asarray(segment.token_ids, np.int64) for segment in segments])
         self.positions = np.concatenate([np.arange(s.start, s.start + len(s.token_ids)) for s in segments])
@@ -91,7 +90,12 @@ class _Step:
 
 
 class Model:
-    """A causal language model in float32, batch-invariant: see `ops` for how."""
+    """A causal language model in float32.
+
+    A row's result depends on the tokens of its sequence up to it and on nothing else, to the bit: not on the other
+    segments of a step, on how its sequence was cut into steps, on later rows or on which blocks it has. `ops` says how.
+    One step at a time: calls of `forward` must not overlap.
+    """
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         """Read all tensors. Raises `BadCheckpoint` if one is missing or has another shape."""
@@ -99,7 +103,9 @@ class Model:
         vocabulary, hidden = config.vocab_size, config.hidden_size
         embedding = weights.read("model.embed_tokens.weight", (vocabulary, hidden))
         self._embedding = None if config.tie_word_embeddings else embedding
-        self._head = Linear(embedding if config.tie_word_embeddings else weights.read("lm_head.weight", embedding.shape))
+        self._head = Linear(
+            embedding if config.tie_word_embeddings else weights.read("lm_head.weight", embedding.shape)
+        )
         self._layers = [_Layer(config, index, weights) for index in range(config.num_layers)]
         self._norm = np.pad(weights.read("model.norm.weight", (hidden,)), (0, padded(hidden) - hidden))
         self._rope = RotaryTable(config.rope, config.head_dim)

@@ -1,17 +1,35 @@
 """A checkpoint folder in, a model out."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from .checkpoint import Checkpoint, read_json
 from .config import ModelConfig
+from .errors import UnsupportedModel
+from .int8 import Int8Weights, check_config
 from .llama import Model
 
 __all__ = ["load_model"]
 
 
 def load_model(folder: Path, *, quantization: str | None = None) -> Model:
-    """Load the Hugging Face checkpoint in `folder`."""
+    """Load a Hugging Face checkpoint: ``config.json`` and safetensors in F32, F16, BF16 or packed 8-bit integers.
+
+    Args:
+        folder: the checkpoint.
+        quantization: "int8" rounds the projections' weights to 8-bit integers, one scale an output: the same bits as a
+            load of what `quantize_checkpoint` writes with the scheme ``int8-w8a16``. None takes the weights as they
+            are stored.
+
+    Raises:
+        UnsupportedModel: an architecture, rope type, activation or quantization that is not computed here.
+        BadCheckpoint: no checkpoint, or one that is damaged or incomplete.
+    """
+    if quantization not in {None, "int8"}:
+        raise UnsupportedModel(
+            f"quantization is {quantization!r}; the reference engine knows 'int8', and None for none."
+        )
     config = read_json(folder / "config.json")
-    return Model(ModelConfig.from_dict(config), Checkpoint(folder))
+    model_config = ModelConfig.from_dict(config)
+    packed = check_config(config)
+    checkpoint = Checkpoint(folder)
+    return Model(model_config, Int8Weights(checkpoint, packed=packed) if packed or quantization else checkpoint)

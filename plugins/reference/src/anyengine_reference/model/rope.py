@@ -1,13 +1,11 @@
 """Rotary position embedding, with the scalings of its frequencies that are a function of the position alone."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
 
 from .config import RopeConfig
-from .ops import FloatArray, IntArray
+from .ops import FloatArray, IntArray, round_up
 
 __all__ = ["RotaryTable", "inverse_frequencies", "rotate"]
 
@@ -22,8 +20,9 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray[tup
     - llama3: wavelengths longer than ``original / low_freq_factor`` divided by ``factor``, shorter than
       ``original / high_freq_factor`` kept, linear in between; ``apply_scaling`` of Llama 3.1,
       https://github.com/meta-llama/llama-models, ``models/llama3/model.py``.
-    - yarn: "NTK-by-parts", https://arxiv.org/abs/2309.00071, equations 17 to 23; the ramp is over the feature's index, cut to
-      whole indices unless ``truncate`` is false; the factor is ``0.1 ln(factor) + 1`` unless the checkpoint states another.
+    - yarn: "NTK-by-parts", https://arxiv.org/abs/2309.00071, equations 17 to 23; the ramp is over the feature's index,
+      cut to whole indices unless ``truncate`` is false; the factor is ``0.1 ln(factor) + 1`` unless the checkpoint
+      states another.
     """
     frequencies = rope.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if rope.type == "default":
@@ -36,7 +35,9 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray[tup
         attention_factor = 1.0
     else:
         low, high = (
-            head_dim * math.log(rope.original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+            head_dim
+            * math.log(rope.original_max_position_embeddings / (turns * 2 * math.pi))
+            / (2 * math.log(rope.theta))
             for turns in (rope.beta_fast, rope.beta_slow)
         )
         if rope.truncate:
@@ -63,7 +64,9 @@ def _yarn_attention_factor(rope: RopeConfig) -> float:
 
 
 class RotaryTable:
-    """Cosines and sines of every position, computed in float64, rounded once to float32, as far as positions were asked."""
+    """Cosines and sines of every position, computed in float64, rounded once to float32, as far as positions were
+    asked.
+    """
 
     def __init__(self, rope: RopeConfig, head_dim: int) -> None:
         self._frequencies, self._factor = inverse_frequencies(rope, head_dim)
@@ -72,10 +75,10 @@ class RotaryTable:
 
     def lookup(self, positions: IntArray) -> tuple[FloatArray, FloatArray]:
         """Return cos and sin, float32 [rows, 1, head_dim / 2], of int64 [rows] positions."""
-        last = int(positions.max())
-        while last >= len(self._cos):
-            chunk = np.arange(len(self._cos), len(self._cos) + _CHUNK, dtype=np.float64)
-            angles = chunk[:, None] * self._frequencies
+        known, last = len(self._cos), int(positions.max())
+        if last >= known:
+            new = np.arange(known, round_up(last + 1, _CHUNK), dtype=np.float64)
+            angles = new[:, None] * self._frequencies
             self._cos = np.concatenate([self._cos, (np.cos(angles) * self._factor).astype(np.float32)])
             self._sin = np.concatenate([self._sin, (np.sin(angles) * self._factor).astype(np.float32)])
         return self._cos[positions, None], self._sin[positions, None]

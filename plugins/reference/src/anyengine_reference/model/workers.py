@@ -1,7 +1,5 @@
 """The threads that share a large product: as many as there are processors, made when first needed."""
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Callable
@@ -24,7 +22,9 @@ def _pool(process: int) -> ThreadPoolExecutor:
 
 
 def run(work: Callable[[int, int], object], count: int, *, split: bool) -> None:
-    """Call ``work(first, last)`` for ranges that cover 0 to `count`, on several threads if `split`; all are done on return."""
+    """Call ``work(first, last)`` for ranges that cover 0 to `count`, on several threads if `split`; all are done on
+    return.
+    """
     threads = min(thread_count(), count) if split else 1
     if threads <= 1:
         work(0, count)

@@ -1,0 +1,127 @@
+"""The entry point: what the engine is, and how it is brought up."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anyengine.backend import EngineDescription, EnginePlugin
+from anyengine.capabilities import Capabilities, Conflict
+from anyengine.errors import EngineStartupError, InvalidConfig, ModelNotFound, OutOfMemory
+from anyengine.request import SamplingParams
+
+if TYPE_CHECKING:
+    from anyengine.backend import Backend, QuantizeJob
+    from anyengine.config import EngineConfig
+    from anyengine.hub import ModelFiles
+
+__all__ = ["CAPABILITIES", "ReferencePlugin", "plugin"]
+
+NAME = "reference"
+MODELS = Path(__file__).parent / "models"
+
+CAPABILITIES = Capabilities(
+    config=frozenset({
+        "execution",
+        "kv_cache.block_size",
+        "kv_cache.capacity_tokens",
+        "kv_cache.prefix_caching",
+        "max_model_len",
+        "scheduling.chunked_prefill",
+        "scheduling.max_num_batched_tokens",
+        "scheduling.max_num_seqs",
+        "seed",
+    }),
+    sampling=frozenset(SamplingParams.model_fields),
+    request=frozenset({"cache_salt", "ignore_eos", "min_tokens", "priority", "stop_token_ids"}),
+    token_prompts=True,
+    logprobs="raw",
+    prompt_logprobs="raw",
+    max_logprobs=1000,
+    score=True,
+    structured=frozenset({"choice", "grammar", "json_schema", "regex"}),
+    dtypes=frozenset({"float32"}),
+    devices=frozenset({"cpu"}),
+    quantization=frozenset({"int8"}),
+    quantize=frozenset({"int8-w8a16"}),
+    speculative=frozenset({"draft_model", "ngram"}),
+    determinism=frozenset({"batch-invariant", "run"}),
+    unseeded="fixed",
+    conflicts=(
+        Conflict(
+            "request.structured",
+            "request.ignore_eos",
+            "a complete structure can only be followed by an end-of-sequence token",
+        ),
+    ),
+)  # fmt: skip
+
+
+class ReferencePlugin(EnginePlugin):
+    """NumPy, float32, exact; for Llama, Mistral, Qwen2 and Qwen3 checkpoints."""
+
+    def describe(self) -> EngineDescription:
+        own = version("anyengine-reference")
+        models = {folder.name: str(folder) for folder in sorted(MODELS.iterdir()) if folder.is_dir()}
+        return EngineDescription(
+            name=NAME,
+            plugin_version=own,
+            engine_version=own,
+            in_process=True,
+            capabilities=CAPABILITIES,
+            models=models,
+            default_model="storyteller",
+        )
+
+    async def load(self, config: EngineConfig, model: ModelFiles) -> Backend:
+        _check(config, model)
+        loop = asyncio.get_running_loop()
+        try:
+            return await asyncio.to_thread(_load, config, model, loop)
+        except MemoryError as error:
+            raise OutOfMemory(f"there is not enough memory for {model.name}: {error}", engine=NAME) from error
+
+    async def quantize(self, job: QuantizeJob) -> None:
+        await asyncio.to_thread(_quantize, job)
+
+
+def _check(config: EngineConfig, model: ModelFiles) -> None:
+    """What cannot be told by field names alone."""
+    if config.execution == "graph":
+        raise InvalidConfig("execution: the reference engine only runs eagerly", engine=NAME, field="execution")
+    if config.speculative is not None and (config.speculative.method == "draft_model") != (model.draft is not None):
+        wrong = "needs a model" if model.draft is None else "takes no model"
+        raise InvalidConfig(
+            f"speculative.model: the method {config.speculative.method} {wrong}", engine=NAME, field="speculative.model"
+        )
+
+
+def _load(config: EngineConfig, model: ModelFiles, loop: asyncio.AbstractEventLoop) -> Backend:
+    from anyengine_reference.backend import ReferenceBackend  # noqa: PLC0415 brings NumPy
+    from anyengine_reference.model import BadCheckpoint, UnsupportedModel  # noqa: PLC0415
+
+    try:
+        return ReferenceBackend.load(config, model, CAPABILITIES, loop)
+    except UnsupportedModel as error:
+        raise InvalidConfig(f"model: {error}", engine=NAME, field="model") from error
+    except BadCheckpoint as error:
+        raise ModelNotFound(f"{model.path} cannot be loaded: {error}", engine=NAME, field="model") from error
+    except OSError as error:
+        raise EngineStartupError(f"{model.path} cannot be read: {error}", engine=NAME) from error
+
+
+def _quantize(job: QuantizeJob) -> None:
+    from anyengine_reference.model import BadCheckpoint, UnsupportedModel  # noqa: PLC0415
+    from anyengine_reference.quantize import quantize_checkpoint  # noqa: PLC0415 brings NumPy
+
+    try:
+        quantize_checkpoint(job.model.path, job.output, job.scheme, progress=job.progress, cancelled=job.cancelled)
+    except UnsupportedModel as error:
+        raise InvalidConfig(f"model: {error}", engine=NAME, field="model") from error
+    except BadCheckpoint as error:
+        raise ModelNotFound(f"{job.model.path} cannot be quantized: {error}", engine=NAME, field="model") from error
+
+
+plugin = ReferencePlugin()
