@@ -239,7 +239,9 @@ class Engine:
 
     def _generate(self, prepared: Prepared) -> Awaitable[Completion]:
         inner = Deferred(partial(self._runtime.generate, prepared))
-        return self._extensions.generate(engine=self._name, request=prepared.request, inner=inner)
+        return self._extensions.generate(
+            engine=self._name, model=self._model.name, request=prepared.request, inner=inner
+        )
 
     async def _generate_many(
         self, prompts: Sequence[Prompt], options: RequestOptions, flow: int, *, return_exceptions: bool
@@ -290,7 +292,8 @@ class Engine:
         if messages is None and _is_many(prompt):
             raise InvalidRequest("prompt: stream takes one prompt; open one stream for each", field="prompt")
         request = partial(_request, prompt, messages, options)
-        return Stream(self._runtime, request, self._extensions, self._name, next(self._flows))
+        start = partial(self._extensions.stream, engine=self._name, model=self._model.name)
+        return Stream(self._runtime, request, start, next(self._flows))
 
     async def score(self, prompt: Prompt, *, logprobs: int = 0) -> Score:
         """Log-probability of each token given those before it, in nats, in the model's raw distribution.

@@ -198,20 +198,26 @@ class ExtensionHooks:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def generate(self, engine: str, request: GenerateRequest, inner: Awaitable[Completion]) -> Awaitable[Completion]:
+    def generate(
+        self, engine: str, model: str, request: GenerateRequest, inner: Awaitable[Completion]
+    ) -> Awaitable[Completion]:
         """Wrap one prompt's generation. A list of prompts is as many calls.
 
         :param engine: name of the engine.
+        :param model: name of the model, as it was loaded.
         :param request: the validated request.
         :param inner: the generation itself, not begun.
         """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def stream(self, engine: str, request: GenerateRequest, inner: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
+    def stream(
+        self, engine: str, model: str, request: GenerateRequest, inner: AsyncIterator[Chunk]
+    ) -> AsyncIterator[Chunk]:
         """Wrap one stream. ``aclose`` of the iterator is called when the stream is left early.
 
         :param engine: name of the engine.
+        :param model: name of the model, as it was loaded.
         :param request: the validated request.
         :param inner: the stream itself, not begun.
         """

@@ -42,12 +42,15 @@ class Stream:
     """
 
     def __init__(
-        self, runtime: Runtime, request: Callable[[], GenerateRequest], hooks: Any, engine: str, flow: int
+        self,
+        runtime: Runtime,
+        request: Callable[[], GenerateRequest],
+        hook: Callable[..., AsyncIterator[Chunk]],
+        flow: int,
     ) -> None:
         self._runtime = runtime
         self._request = request
-        self._hooks = hooks
-        self._engine = engine
+        self._hook = hook
         self._flow = flow
         self._inner: Any = None
         self._chunks: AsyncIterator[Chunk] | None = None
@@ -55,7 +58,7 @@ class Stream:
     async def __aenter__(self) -> Self:
         request = self._request()
         self._inner = self._runtime.stream(await self._runtime.prepare(request, self._flow))
-        self._chunks = self._hooks.stream(engine=self._engine, request=request, inner=self._inner)
+        self._chunks = self._hook(request=request, inner=self._inner)
         return self
 
     def __aiter__(self) -> AsyncIterator[Chunk]:

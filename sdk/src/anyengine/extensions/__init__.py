@@ -1,0 +1,1 @@
+"""Extensions that come with the SDK. Off unless a caller names them: ``Engine.load(…, extensions=["tracing"])``."""
