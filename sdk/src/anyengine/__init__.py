@@ -1,10 +1,14 @@
-"""One Python Engine API over every LLM inference engine::
+"""One Python Engine API over every LLM inference engine.
 
-from anyengine import Engine, SamplingParams
+::
 
-async with Engine.load("reference") as engine:
-    answer = await engine.generate("Once upon a time", sampling=SamplingParams(temperature=0), max_tokens=16)
-    print(answer.text)
+    from anyengine import Engine, SamplingParams
+
+    async with Engine.load("reference") as engine:
+        answer = await engine.generate("Once upon a time", sampling=SamplingParams(temperature=0), max_tokens=16)
+        print(answer.text)
+
+``anyengine.sync.Engine`` is the same without ``await``.
 """
 
 from typing import TYPE_CHECKING

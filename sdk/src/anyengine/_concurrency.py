@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import anyio
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 
 __all__ = ["Deferred", "together"]
 
@@ -24,14 +24,17 @@ class Deferred(Generic[T]):
         return self._begin().__await__()
 
 
-async def together(jobs: Iterable[Callable[[], Awaitable[None]]]) -> None:
+async def together(jobs: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
     """Run jobs side by side; the first failure cancels the others and is raised as it is, in no group."""
     try:
         async with anyio.create_task_group() as group:
             for job in jobs:
                 group.start_soon(job)
     except BaseExceptionGroup as failures:
-        error: BaseException = failures
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = _first(failures)
         raise error from error.__cause__
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = failures.exceptions[0]
+    return _first(cast("BaseExceptionGroup[BaseException]", first)) if isinstance(first, BaseExceptionGroup) else first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
@@ -65,14 +66,16 @@ def _explain(model: type[StrictModel], error: ErrorDetails) -> tuple[str, str]:
 
 
 def _to_tuple(value: object) -> object:
-    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        return value  # left to pydantic to refuse
+    return tuple(cast("Sequence[object]", value))
 
 
 def _strings(value: object) -> object:
     return (value,) if isinstance(value, str) else _to_tuple(value)
 
 
-#: Lists are accepted wherever a tuple is kept, so that models stay hashable and frozen in depth.
-TokenIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_to_tuple)]
-Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_strings)]
+#: Any sequence is accepted and a tuple is kept, so that models stay frozen in depth.
+TokenIds = Annotated[Sequence[Annotated[int, Field(ge=0)]], BeforeValidator(_to_tuple)]
+Words = Annotated[Sequence[Annotated[str, Field(min_length=1)]], BeforeValidator(_strings)]
 AsTuple = BeforeValidator(_to_tuple)

@@ -81,7 +81,7 @@ class SpeculativeConfig(_Config):
     The output's distribution is the model's own, exactly (Leviathan et al. 2023, arXiv:2211.17192).
 
     Attributes:
-        method: ``ngram`` looks the last tokens up in the text so far; ``draft_model``, ``eagle``, ``mtp`` run a network.
+        method: ``ngram`` looks the last tokens up in the text so far; the others run a network.
         num_speculative_tokens: tokens drafted a step.
         model: the proposer's checkpoint: a folder, a hub id, or a name built into the engine's plugin.
         ngram_min: shortest match that ``ngram`` looks up, in tokens.

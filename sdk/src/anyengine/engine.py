@@ -247,11 +247,13 @@ class Engine:
         self, prompts: Sequence[Prompt], options: RequestOptions, flow: int, *, return_exceptions: bool
     ) -> list[Any]:
         requests: list[Prepared | AnyEngineError] = []
+        admitted = False
         for position, prompt in enumerate(prompts):
             try:
                 request = _request(prompt, None, options)
                 # The queue's limit holds for the call; its later prompts only follow as earlier ones end.
-                requests.append(await self._runtime.prepare(request, flow, admitted=position > 0))
+                requests.append(await self._runtime.prepare(request, flow, admitted=admitted))
+                admitted = True
             except AnyEngineError as error:
                 error.field = f"prompts[{position}].{error.field or ''}".rstrip(".")
                 if not return_exceptions:
@@ -421,7 +423,8 @@ def _request(prompt: object, messages: Sequence[Message] | None, options: Reques
         return prompt
     fields: dict[str, Any] = dict(options)
     if prompt is not None:
-        is_chat = isinstance(prompt, (list, tuple)) and bool(prompt) and isinstance(prompt[0], dict)
+        members = cast("Sequence[object]", prompt) if isinstance(prompt, (list, tuple)) else ()
+        is_chat = bool(members) and isinstance(members[0], dict)
         if is_chat and messages is not None:
             raise InvalidRequest("give exactly one of prompt and messages", field="prompt")
         fields["messages" if is_chat else "prompt"] = prompt

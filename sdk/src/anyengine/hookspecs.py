@@ -189,7 +189,7 @@ class ExtensionHooks:
 
     @hookspec(firstresult=True)
     def load(self, engine: str, config: EngineConfig, inner: Awaitable[None]) -> Awaitable[None]:
-        """Wrap the loading of the engine.
+        """Wrap the loading of the engine; here ``inner`` must be awaited, there is no answer without it.
 
         :param engine: name of the engine.
         :param config: the validated configuration.

@@ -54,7 +54,8 @@ class Timings(Struct, frozen=True, gc=False):
 
     Attributes:
         queue: until the request was handed to the engine.
-        time_to_first_token: until the first token; None if there was none.
+        time_to_first_token: until the first token; None if there was none, or if it was not seen: ``generate`` takes
+            the engine's final result where nothing (a stop string, a timeout) has to be watched on the way.
         total: until the end.
     """
 

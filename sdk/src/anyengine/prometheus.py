@@ -43,8 +43,8 @@ def render(stats: EngineStats, labels: Mapping[str, str]) -> str:
     for name in labels:
         if not _LABEL.fullmatch(name) or name in _RESERVED:
             raise InvalidRequest(
-                f"labels: {name!r} is no label name: letters, digits and underscores, not beginning with a digit or two "
-                f"underscores, and none of {', '.join(sorted(_RESERVED))}",
+                f"labels: {name!r} is no label name: letters, digits and underscores, not beginning with a digit or "
+                f"two underscores, and none of {', '.join(sorted(_RESERVED))}",
                 field="labels",
             )
     registry = CollectorRegistry()

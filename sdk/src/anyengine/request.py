@@ -236,6 +236,11 @@ class GenerateRequest(StrictModel):
             raise InvalidRequest("give exactly one of prompt and messages", field="prompt")
         if self.prompt is not None and not self.prompt:
             raise InvalidRequest("prompt: is empty; at least one character or token is needed", field="prompt")
+        if self.messages is None and self.chat_template_kwargs:
+            raise InvalidRequest(
+                "chat_template_kwargs: only messages go through the chat template; this prompt is taken as it is",
+                field="chat_template_kwargs",
+            )
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(
                 f"min_tokens: {self.min_tokens} is more than max_tokens, {self.max_tokens}", field="min_tokens"

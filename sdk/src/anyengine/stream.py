@@ -32,13 +32,14 @@ class Stream:
     Guarantees:
 
     1. Entering checks the request; nothing reaches the engine before the first chunk is asked for.
-    2. Each token appears in exactly one chunk, in order; the last chunk of each completion, and only it, has ``finish``.
+    2. Each token appears in exactly one chunk, in order; the last chunk of each completion, and only it, has
+       ``finish``.
     3. Leaving the context, whatever the reason, aborts what still runs; when the exit returns, the engine holds nothing
        of the request.
 
     Raises:
-        InvalidRequest, UnsupportedParameter, UnsupportedCapability: on entering.
-        Overloaded, RequestTimeout, EngineDied, EngineUnresponsive, PluginError: while iterating.
+        InvalidRequest, UnsupportedParameter, UnsupportedCapability, Overloaded: on entering.
+        RequestTimeout, EngineDied, EngineUnresponsive, PluginError: while iterating.
     """
 
     def __init__(
@@ -58,7 +59,11 @@ class Stream:
     async def __aenter__(self) -> Self:
         request = self._request()
         self._inner = self._runtime.stream(await self._runtime.prepare(request, self._flow))
-        self._chunks = self._hook(request=request, inner=self._inner)
+        try:
+            self._chunks = self._hook(request=request, inner=self._inner)
+        except BaseException:  # an extension's own; __aexit__ will not be called
+            await self._inner.aclose()
+            raise
         return self
 
     def __aiter__(self) -> AsyncIterator[Chunk]:

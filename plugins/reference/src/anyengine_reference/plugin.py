@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from anyengine.backend import EngineDescription, EnginePlugin
 from anyengine.capabilities import Capabilities, Conflict
-from anyengine.errors import EngineStartupError, InvalidConfig, ModelNotFound, OutOfMemory
+from anyengine.errors import EngineStartupError, InvalidConfig, ModelNotFound, OutOfMemory, UnsupportedParameter
 from anyengine.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -90,7 +90,12 @@ class ReferencePlugin(EnginePlugin):
 def _check(config: EngineConfig, model: ModelFiles) -> None:
     """What cannot be told by field names alone."""
     if config.execution == "graph":
-        raise InvalidConfig("execution: the reference engine only runs eagerly", engine=NAME, field="execution")
+        raise UnsupportedParameter(
+            "reference cannot honour execution='graph'; it supports auto, eager",
+            engine=NAME,
+            field="execution",
+            supported=("auto", "eager"),
+        )
     if config.speculative is not None and (config.speculative.method == "draft_model") != (model.draft is not None):
         wrong = "needs a model" if model.draft is None else "takes no model"
         raise InvalidConfig(
@@ -105,7 +110,7 @@ def _load(config: EngineConfig, model: ModelFiles, loop: asyncio.AbstractEventLo
     try:
         return ReferenceBackend.load(config, model, CAPABILITIES, loop)
     except UnsupportedModel as error:
-        raise InvalidConfig(f"model: {error}", engine=NAME, field="model") from error
+        raise UnsupportedParameter(f"model: {error}", engine=NAME, field="model") from error
     except BadCheckpoint as error:
         raise ModelNotFound(f"{model.path} cannot be loaded: {error}", engine=NAME, field="model") from error
     except OSError as error:
@@ -119,7 +124,7 @@ def _quantize(job: QuantizeJob) -> None:
     try:
         quantize_checkpoint(job.model.path, job.output, job.scheme, progress=job.progress, cancelled=job.cancelled)
     except UnsupportedModel as error:
-        raise InvalidConfig(f"model: {error}", engine=NAME, field="model") from error
+        raise UnsupportedParameter(f"model: {error}", engine=NAME, field="model") from error
     except BadCheckpoint as error:
         raise ModelNotFound(f"{job.model.path} cannot be quantized: {error}", engine=NAME, field="model") from error
 

@@ -83,7 +83,11 @@ def _locate(name: str, revision: str | None, builtin: Mapping[str, str]) -> tupl
 
 def _download(name: str, revision: str | None) -> tuple[Path, str]:
     """Snapshot of a hub model, pinned to one commit before anything is fetched."""
-    from huggingface_hub import HfApi, constants, snapshot_download  # noqa: PLC0415 heavy, and only for hub models
+    from huggingface_hub import (  # noqa: PLC0415 heavy, and only for hub models
+        HfApi,
+        constants,
+        snapshot_download,  # pyright: ignore[reportUnknownVariableType] its overloads are not fully typed
+    )
     from huggingface_hub.errors import (  # noqa: PLC0415
         GatedRepoError,
         HFValidationError,
@@ -151,13 +155,15 @@ def _eos_token_ids(path: Path, tokenizer_path: Path, config: dict[str, Any]) -> 
 
 
 def _vocabulary(file: Path) -> dict[Any, Any]:
-    """Token → id of a tokenizer.json, added tokens included (a Unigram vocabulary is a list, its special tokens are added)."""
+    """Token → id of a tokenizer.json, added tokens included. (Unigram's vocabulary is a list; its special tokens are
+    added ones.)
+    """
     tokenizer = _read_object(file)
-    model = tokenizer.get("model")
+    model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
     vocabulary: Any = cast("dict[str, Any]", model).get("vocab") if isinstance(model, dict) else None
-    added = [entry for entry in tokenizer.get("added_tokens") or [] if isinstance(entry, dict)]
-    known: dict[Any, Any] = dict(vocabulary) if isinstance(vocabulary, dict) else {}  # pyright: ignore[reportUnknownArgumentType] any JSON
-    return known | {entry.get("content"): entry.get("id") for entry in cast("list[dict[Any, Any]]", added)}
+    known = cast("dict[Any, Any]", vocabulary) if isinstance(vocabulary, dict) else {}
+    entries = cast("list[Any]", added) if isinstance(added, list) else []
+    return known | {entry.get("content"): entry.get("id") for entry in entries if isinstance(entry, dict)}  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] any JSON
 
 
 def _ids(value: object) -> Iterable[int]:

@@ -21,35 +21,46 @@ class Admission:
         self.capacity = capacity
         self.running = 0
         self.queued = 0
+        self.reserved = 0
         self._max_queued = max_queued
         self._engine = engine
         self._flows: OrderedDict[int, deque[asyncio.Future[None]]] = OrderedDict()
         self._seconds = 0.0  # smoothed duration of a sequence, 0 until one has finished
         self._closed = False
 
-    def check(self, count: int) -> None:
-        """Refuse a call of ``count`` sequences for which there is no room.
+    def reserve(self, count: int) -> None:
+        """Count in a call of ``count`` sequences, or refuse it. Each is given back, or turned into a place.
 
         Raises:
-            Overloaded: with an estimate of when there will be.
+            Overloaded: there is no room, with an estimate of when there will be.
         """
         if self._closed:
             raise EngineClosed("the engine was closed; load a new one", engine=self._engine)
-        free = max(0, self.capacity - self.running - self.queued)
-        if self.queued + count - free <= self._max_queued:
-            return
-        # Places come free at capacity / seconds a second; one that finds no history assumes a second.
-        ahead = max(1, self.queued + count - self._max_queued)
-        retry_after = round(max(0.05, (self._seconds or 1.0) * ahead / self.capacity), 3)
-        raise Overloaded(
-            f"{self.running} sequences run, {self.queued} wait, and {count} more would pass the limit of "
-            f"{self._max_queued} (scheduling.max_queued_requests); try again in {retry_after} s",
-            engine=self._engine,
-            retry_after=retry_after,
-        )
+        excess = self.running + self.queued + self.reserved + count - self.capacity - self._max_queued
+        if excess > 0:
+            # Places come free at capacity / seconds a second; without history a second is assumed.
+            retry_after = round(max(0.05, (self._seconds or 1.0) * excess / self.capacity), 3)
+            raise Overloaded(
+                f"{self.running} sequences run, {self.queued + self.reserved} wait, and {count} more would pass the "
+                f"limit of {self._max_queued} (scheduling.max_queued_requests); try again in {retry_after} s",
+                engine=self._engine,
+                retry_after=retry_after,
+            )
+        self.reserved += count
 
-    async def acquire(self, flow: int) -> None:
-        """Wait for a place. The caller must ``release`` it."""
+    def give_back(self) -> None:
+        """Give a reservation back unused."""
+        self.reserved -= 1
+
+    async def acquire(self, flow: int, *, reserved: bool) -> None:
+        """Wait for a place, which the caller must ``release``.
+
+        Args:
+            flow: the call that it is for.
+            reserved: whether a reservation is turned into it; it is used up whatever happens.
+        """
+        if reserved:
+            self.reserved -= 1
         if self._closed:
             raise EngineClosed("the engine was closed; load a new one", engine=self._engine)
         if self.running < self.capacity and not self.queued:

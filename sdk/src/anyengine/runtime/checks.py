@@ -99,7 +99,8 @@ def check_request(engine: str, info: BackendInfo, config: EngineConfig, request:
     if request.structured is not None and request.structured.kind not in capabilities.structured:
         kind = request.structured.kind
         raise UnsupportedCapability(
-            f"{engine} has no structured output by {kind}; it has {', '.join(sorted(capabilities.structured)) or 'none'}",
+            f"{engine} has no structured output by {kind}; it has "
+            f"{', '.join(sorted(capabilities.structured)) or 'none'}",
             capability=f"structured.{kind}",
             engine=engine,
             field="structured",

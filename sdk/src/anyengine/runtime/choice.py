@@ -37,6 +37,7 @@ class ChoiceStream:
         engine: str,
         admission: Admission,
         flow: int,
+        reserved: bool,
         table: DecoderTable,
         called: float,
     ) -> None:
@@ -46,12 +47,13 @@ class ChoiceStream:
         self._engine = engine
         self._admission = admission
         self._flow = flow
+        self._reserved = reserved
         self._called = called
         self._deadline = None if request.timeout is None else called + request.timeout
         self._request = request
         self._text = Detokenizer(
             table,
-            stops=request.stop,
+            stops=tuple(request.stop),
             min_tokens=request.min_tokens,
             skip_special_tokens=request.skip_special_tokens,
             include_stop=request.include_stop,
@@ -117,7 +119,8 @@ class ChoiceStream:
         return PluginError(message, engine=self._engine)
 
     async def _admit(self) -> None:
-        await self._admission.acquire(self._flow)
+        reserved, self._reserved = self._reserved, False
+        await self._admission.acquire(self._flow, reserved=reserved)
         self._submitted = monotonic()
 
     async def _start(self) -> AsyncIterator[TokenDelta]:
@@ -197,6 +200,9 @@ class ChoiceStream:
                     end = replace(end, usage=usage, prompt_logprobs=last.finish.prompt_logprobs)
             chunk = replace(chunk, finish=end)
         self._source = None
+        aclose = getattr(source, "aclose", None)
+        if aclose is not None:  # a generator that has given its last item still stands at its last yield
+            await aclose()
         self._release()
         return chunk
 
@@ -208,6 +214,9 @@ class ChoiceStream:
     async def aclose(self) -> None:
         """Abort what still runs; the engine holds nothing of the sequence when this returns. Idempotent."""
         self._over = True
+        if self._reserved:
+            self._reserved = False
+            self._admission.give_back()
         if self._submitted is None:
             return
         source, self._source = self._source, None

@@ -98,13 +98,12 @@ class LocalRuntime(Runtime):
 
     async def _prompt(self, request: GenerateRequest) -> tuple[str | None, list[int]]:
         """The prompt as text, if there is one, and as tokens."""
-        if isinstance(request.prompt, tuple):
-            return None, list(request.prompt)
         if request.messages is not None:
             text = await self.apply_chat_template(request.messages, request.chat_template_kwargs)
             return text, await self._encode(text, add_special_tokens=False)
-        text = request.prompt or ""
-        return text, await self._encode(text, add_special_tokens=True)
+        if isinstance(request.prompt, str):
+            return request.prompt, await self._encode(request.prompt, add_special_tokens=True)
+        return None, list(request.prompt or ())
 
     async def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         if len(text) > _LONG_TEXT:
@@ -157,7 +156,7 @@ class LocalRuntime(Runtime):
         tokens, called = prepared.payload
         request = prepared.request
         if not prepared.admitted:
-            self._admission.check(request.n)
+            self._admission.reserve(request.n)
         return [
             ChoiceStream(
                 request=request,
@@ -167,6 +166,7 @@ class LocalRuntime(Runtime):
                 engine=self._name,
                 admission=self._admission,
                 flow=prepared.flow,
+                reserved=not prepared.admitted,
                 table=self._tokenizer.table,
                 called=called,
             )
@@ -218,7 +218,10 @@ class LocalRuntime(Runtime):
         return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     async def apply_chat_template(self, messages: Sequence[Message], template: Mapping[str, Any]) -> str:
-        return self._tokenizer.apply_chat_template(messages, chat_template=self._config.chat_template, kwargs=template)
+        # In a thread: a hostile template may take seconds before its budget is used up.
+        return await asyncio.to_thread(
+            self._tokenizer.apply_chat_template, messages, chat_template=self._config.chat_template, kwargs=template
+        )
 
     # -- the engine as a whole --------------------------------------------------------------------
 

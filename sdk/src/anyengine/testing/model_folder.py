@@ -36,7 +36,8 @@ def make_model_folder(folder: Path, *, chat_template: str | None = _TEMPLATE) ->
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue] the stubs lack the setter
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue] as above
-    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in ("<|end|>", "<|im_start|>", "<|im_end|>")])
+    specials = [AddedToken(name, special=True) for name in ("<|end|>", "<|im_start|>", "<|im_end|>")]
+    tokenizer.add_special_tokens(specials)  # pyright: ignore[reportUnknownMemberType] the stubs are partial
     tokenizer.save(str(folder / "tokenizer.json"))
     texts = {
         "config.json": {"architectures": ["Simulated"], "eos_token_id": EOS, "vocab_size": 259},
