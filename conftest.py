@@ -11,7 +11,9 @@ ROOT = Path(__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--oracle", action="store_true", help="also run the tests that compare with torch and transformers")
+    """Register ``--oracle``."""
+    text = "also run the tests that compare with torch and transformers"
+    parser.addoption("--oracle", action="store_true", help=text)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

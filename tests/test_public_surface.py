@@ -21,7 +21,8 @@ NAMES = {
         UnsupportedCapability UnsupportedParameter Usage find_engines hookimpl
     """,
     "anyengine.backend": """
-        Backend BackendInfo DeltaCollector EngineDescription EnginePlugin QuantizeJob TokenDelta TokenFinish TokenRequest
+        Backend BackendInfo DeltaCollector EngineDescription EnginePlugin QuantizeJob TokenDelta TokenFinish
+        TokenRequest
     """,
     "anyengine.sync": "Engine Stream",
 }

@@ -78,8 +78,10 @@ class AnyEngineError(Exception):
 
     def as_dict(self) -> dict[str, Any]:
         """The error as JSON-able data: ``type``, ``message`` and every attribute that has a value."""
+        import msgspec  # noqa: PLC0415 errors are caught by programs that never make one
+
         facts = {name: value for name, value in vars(self).items() if value is not None and name != "message"}
-        return {"type": type(self).__name__, "message": self.message, **facts}
+        return {"type": type(self).__name__, "message": self.message, **msgspec.to_builtins(facts)}
 
 
 def _rebuild(cls: type[AnyEngineError], message: str, facts: dict[str, Any]) -> AnyEngineError:

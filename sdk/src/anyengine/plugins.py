@@ -134,7 +134,7 @@ def find_engine(name: str) -> EnginePlugin:
 
 
 def _inspect(name: str, points: list[EntryPoint]) -> InstalledEngine:
-    origin = ", ".join(f"{p.dist.name} {p.dist.version}" if p.dist else p.value for p in points)
+    origin = ", ".join(sorted(f"{p.dist.name} {p.dist.version}" if p.dist else p.value for p in points))
     if len(points) > 1:
         return InstalledEngine(name, origin, broken=f"several packages bring an engine of this name: {origin}")
     try:

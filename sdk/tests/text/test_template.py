@@ -80,7 +80,7 @@ def render(source: str, messages: Any = (USER,), **kwargs: Any) -> str:
 @pytest.mark.parametrize("messages", CONVERSATIONS)
 @pytest.mark.parametrize("mode", ["prompt", "closed", "continued", "tools"])
 def test_the_text_is_that_of_transformers(name: str, messages: list[dict[str, Any]], mode: str) -> None:
-    from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415
+    from transformers.utils.chat_template_utils import render_jinja_template
 
     options: dict[str, Any] = {
         "prompt": {"add_generation_prompt": True},

@@ -165,7 +165,7 @@ def test_the_number_of_threads_of_blas_does_not_change_the_bits(random_checkpoin
         "print(hashlib.sha256(model.logits(rows).tobytes()).hexdigest())"
     )
     digests = {
-        subprocess.run(  # noqa: S603 - this interpreter, a fixed program
+        subprocess.run(
             [sys.executable, "-c", program, str(folder)],
             env={**os.environ, "OPENBLAS_NUM_THREADS": threads},
             capture_output=True,

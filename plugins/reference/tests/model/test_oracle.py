@@ -74,8 +74,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def transformers_greedy(folder: Path, prompt: list[int], steps: int) -> tuple[list[int], np.ndarray]:
     """Greedy tokens and the logits of all positions but the last's successor, by full forward passes."""
-    import torch  # noqa: PLC0415 - only with --oracle
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - only with --oracle
+    import torch
+    from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokens = list(prompt)
@@ -115,7 +115,7 @@ def test_greedy_tokens_and_logits_are_those_of_transformers(name: str, random_ch
 
 
 def test_smollm2_writes_the_tokens_of_transformers(smollm2: Path) -> None:
-    from tokenizers import Tokenizer  # noqa: PLC0415 - only with --oracle
+    from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
     prompt = tokenizer.encode("The capital of France is Paris. The capital of Italy is").ids

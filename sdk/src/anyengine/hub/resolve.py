@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from anyengine.errors import ModelNotFound
+from anyengine.errors import InvalidConfig, ModelNotFound
 from anyengine.hub.files import ModelFiles
 from anyengine.hub.weights import check_weights
 
@@ -44,11 +44,19 @@ def resolve_model(
 
     Raises:
         ModelNotFound: there is none, or it is unusable; says what to do.
+        InvalidConfig: a revision of something that has none.
     """
-    path, commit = _locate(model, revision, builtin)
+    path, commit = _locate(model, revision, builtin, field="model")
     config = _read_object(path / "config.json", needed="every checkpoint has one")
     check_weights(path)
-    tokenizer_path = path if tokenizer is None else _locate(tokenizer, tokenizer_revision, builtin)[0]
+    if tokenizer is None and tokenizer_revision is not None:
+        raise InvalidConfig(
+            "tokenizer_revision: there is no `tokenizer` that it belongs to; the model's own comes with `revision`",
+            field="tokenizer_revision",
+        )
+    tokenizer_path = (
+        path if tokenizer is None else _locate(tokenizer, tokenizer_revision, builtin, field="tokenizer")[0]
+    )
     if not (tokenizer_path / "tokenizer.json").is_file():
         raise ModelNotFound(
             f"{tokenizer_path} has no tokenizer.json; make one with transformers: "
@@ -96,35 +104,47 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
         RevisionNotFoundError,
     )
 
+    fetch = cast("Callable[..., str]", getattr(huggingface_hub, "snapshot_download"))  # noqa: B009 it is partly untyped
     try:
-        fetch = cast("Callable[..., str]", snapshot_download)  # its overloads are not fully typed
         if constants.HF_HUB_OFFLINE:
             folder = Path(fetch(name, revision=revision, allow_patterns=PATTERNS, local_files_only=True))
             # The cache keeps each snapshot in a folder named by its commit.
             return folder, folder.name
-        commit = HfApi().model_info(name, revision=revision).sha
+        # Asked for first, so that without a network nothing old comes out of the cache unnoticed.
+        commit = huggingface_hub.HfApi().model_info(name, revision=revision).sha
         if commit is None:
-            raise ModelNotFound(f"the hub gives no commit for {name}", field="revision")
-        return Path(fetch(name, revision=commit, allow_patterns=PATTERNS)), commit
+            raise ModelNotFound(f"the hub gives no commit for {name}", field=field)
+        # Fetched by the name that was given: then the cache knows it too, and finds it offline.
+        folder = Path(fetch(name, revision=revision, allow_patterns=PATTERNS))
+        if folder.name != commit:  # the branch moved in between
+            folder = Path(fetch(name, revision=commit, allow_patterns=PATTERNS))
+    except ModelNotFound:
+        raise
     except RevisionNotFoundError as error:
         raise ModelNotFound(f"{name} has no revision {revision!r} on the hub", field="revision") from error
     except GatedRepoError as error:
         message = f"{name} is gated: accept its conditions on the hub, and log in with `hf auth login`"
-        raise ModelNotFound(message, field="model") from error
+        raise ModelNotFound(message, field=field) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         message = (
             f"{name} is no model that comes with the engine, no folder here, and no model on the hub that you may read "
             "(a private one needs `hf auth login`)"
         )
-        raise ModelNotFound(message, field="model") from error
+        raise ModelNotFound(message, field=field) from error
     except LocalEntryNotFoundError as error:
-        message = f"{name} is no folder here, and the hub cannot be reached and its cache does not hold it"
-        raise ModelNotFound(message, field="model") from error
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # connection errors of requests and httpx are OSErrors; bad answers ValueErrors
-        raise ModelNotFound(f"{name} could not be fetched from the hub: {error}", field="model") from error
+        message = (
+            f"{name} is no folder here, the hub is not reached (HF_HUB_OFFLINE is set, or there is no network), and its "
+            "cache does not hold all of it"
+        )
+        raise ModelNotFound(message, field=field) from error
+    except Exception as error:
+        # The errors of its HTTP client, which has changed with its versions, and a dozen of its own have no common root.
+        message = (
+            f"{name} could not be fetched from the hub: {type(error).__name__}: {error}; "
+            "with HF_HUB_OFFLINE=1 only its cache is looked at"
+        )
+        raise ModelNotFound(message, field=field) from error
+    return folder, commit
 
 
 def _read_object(file: Path, *, needed: str | None = None) -> dict[str, Any]:

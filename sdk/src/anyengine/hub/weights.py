@@ -38,7 +38,10 @@ def check_weights(folder: Path) -> None:
                 "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)",
                 field="model",
             )
-        raise ModelNotFound(f"{folder} has no weights: no *.safetensors file", field="model")
+        raise ModelNotFound(
+            f"{folder} has no weights: no *.safetensors file (pickled weights are never fetched from a hub)",
+            field="model",
+        )
     for file in files:
         _check_whole(file)
 
