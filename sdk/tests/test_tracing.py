@@ -1,10 +1,11 @@
 """The tracing extension, against OpenTelemetry's own SDK."""
 
 import asyncio
+import sys
 
 import pytest
-from anyengine import Engine, SamplingParams
-from anyengine.errors import InvalidRequest, PluginError
+from anyengine import Engine, SamplingParams, hookimpl
+from anyengine.errors import InvalidConfig, InvalidRequest, PluginError
 from anyengine.testing import ScriptedPlugin, make_model_folder
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -117,3 +118,76 @@ async def test_spans_are_children_of_the_callers_span_also_side_by_side(plugin, 
     callers = {span.context.span_id: span.name for span in spans() if span.name.startswith("caller")}
     parents = [callers[span.parent.span_id] for span in spans() if span.name.startswith("text")]
     assert sorted(parents) == [f"caller-{i}" for i in range(5)]
+
+
+class Inner:
+    """An extension inside the tracing one: says which span it runs in, and that its streams are closed in time."""
+
+    def __init__(self):
+        self.parents = []
+        self.closed = []
+
+    @hookimpl(wrapper=True)
+    def generate(self):
+        inner = yield
+
+        async def seen():
+            self.parents.append(trace.get_current_span().name)
+            return await inner
+
+        return seen()
+
+    @hookimpl(wrapper=True)
+    def stream(self):
+        inner = yield
+
+        async def seen():
+            try:
+                async for chunk in inner:
+                    yield chunk
+            finally:
+                self.closed.append(True)
+
+        return seen()
+
+
+async def test_what_runs_inside_a_generation_is_a_child_of_its_span(plugin, spans):
+    inner = Inner()
+    async with Engine.load(plugin, extensions=["tracing", inner]) as engine:
+        await engine.generate("hi")
+    assert inner.parents == ["text_completion scripted"]
+
+
+async def test_leaving_a_stream_closes_the_extensions_inside_at_once(plugin, spans):
+    inner = Inner()
+    async with Engine.load(plugin, extensions=["tracing", inner]) as engine:
+        async with engine.stream("hi") as stream:
+            async for _ in stream:
+                break
+        assert inner.closed == [True]
+
+
+async def test_a_cancelled_generation_ends_its_span_without_an_error(plugin, spans):
+    started = asyncio.Event()
+
+    def endless(request):
+        started.set()
+        return []
+
+    plugin.script = endless
+    async with Engine.load(plugin, extensions=["tracing"]) as engine:
+        task = asyncio.create_task(engine.generate("hi", ignore_eos=True))
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        span = spans()[-1]
+    assert (span.name, span.status.status_code) == ("text_completion scripted", StatusCode.UNSET)
+
+
+async def test_without_opentelemetry_the_load_says_what_to_install(plugin, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "opentelemetry"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    with pytest.raises(InvalidConfig, match=r"anyengine\[tracing\]"):
+        await Engine.load(plugin, extensions=["tracing"])

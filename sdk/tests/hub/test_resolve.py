@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from anyengine.errors import ModelNotFound
+from anyengine.errors import InvalidConfig, ModelNotFound
 from anyengine.hub import resolve_model
 from anyengine.testing import EOS, make_model_folder
 
@@ -61,8 +61,30 @@ def test_draft_and_adapters_are_resolved_too(folder, tmp_path):
     (draft / "tokenizer.json").unlink()  # it proposes tokens of the main model's vocabulary
     adapter = tmp_path / "adapter"
     adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(_safetensors({}))
     files = resolve_model(str(folder), builtin={}, draft=str(draft), loras={"x": str(adapter)})
     assert (files.draft.path, files.loras) == (draft, {"x": adapter})
+
+
+def test_an_adapter_with_pickled_weights_is_refused(folder, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    assert "adapter_model.bin" in _refused(folder, loras={"x": str(adapter)})
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"revision": "main"}, "revision"),
+        ({"tokenizer": "same", "tokenizer_revision": "main"}, "tokenizer_revision"),
+        ({"tokenizer_revision": "main"}, "tokenizer_revision"),
+    ],
+)
+def test_a_revision_of_what_has_none_is_refused_and_not_ignored(folder, options, field):
+    with pytest.raises(InvalidConfig) as caught:
+        resolve_model("same", builtin={"same": str(folder)}, **options)
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "/nowhere/at/all", "~/nowhere-at-all", "a/b/c"])
@@ -149,6 +171,67 @@ def test_a_hub_model_that_cannot_be_reached_is_a_model_not_found(monkeypatch):
     message = _refused("someone/something")
     assert "someone/something" in message
     assert "no route" in message
+
+
+def test_an_error_of_the_http_client_is_a_model_not_found_too(monkeypatch):
+    """They are no OSErrors."""
+    from huggingface_hub import HfApi
+
+    class ConnectError(Exception):
+        pass
+
+    def unreachable(self, *args, **kwargs):
+        raise ConnectError("name resolution")
+
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    with pytest.raises(ModelNotFound, match="name resolution") as caught:
+        resolve_model("someone/something", builtin={})
+    assert type(caught.value.__cause__) is ConnectError
+
+
+def test_a_model_is_fetched_by_the_name_that_was_given_so_that_the_cache_finds_it_offline(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    folder = make_model_folder(tmp_path / COMMIT)
+    asked = []
+
+    class Info:
+        sha = COMMIT
+
+    def snapshot(name, *, revision, allow_patterns):
+        asked.append(revision)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, *, revision: Info())
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert (resolve_model("someone/something", builtin={}).revision, asked) == (COMMIT, [None])
+
+
+def _hub_error(name: str) -> Exception:
+    import huggingface_hub.errors
+
+    cls = getattr(huggingface_hub.errors, name)
+    return cls.__new__(cls)  # their constructors take an HTTP response
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("RevisionNotFoundError", "has no revision 'v9'"),
+        ("GatedRepoError", "accept its conditions"),
+        ("RepositoryNotFoundError", "hf auth login"),
+        ("HFValidationError", "no model on the hub"),
+        ("LocalEntryNotFoundError", "its cache does not hold all of it"),
+    ],
+)
+def test_each_refusal_of_the_hub_says_what_to_do(monkeypatch, name, words):
+    from huggingface_hub import HfApi
+
+    def refuse(self, *args, **kwargs):
+        raise _hub_error(name)
+
+    monkeypatch.setattr(HfApi, "model_info", refuse)
+    assert words in _refused("someone/something", revision="v9")
 
 
 def test_a_hub_model_is_pinned_to_a_commit_and_no_pickled_file_is_fetched(monkeypatch, folder):

@@ -7,7 +7,7 @@ prompts and answers are not recorded.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager, nullcontext
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from anyengine.errors import InvalidConfig
 from anyengine.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Generator
+    from collections.abc import AsyncGenerator, Awaitable, Generator
 
     from opentelemetry.trace import Span, Tracer
 
@@ -33,10 +33,12 @@ class Tracing:
     def load(self, engine: str, config: EngineConfig) -> Generator[None, Awaitable[None], Awaitable[None]]:
         """A span named ``load``."""
         inner = yield
-        attributes = {"gen_ai.provider.name": engine, "gen_ai.request.model": config.model or ""}
+        attributes = {"gen_ai.provider.name": engine}
+        if config.model is not None:
+            attributes["gen_ai.request.model"] = config.model
 
         async def traced() -> None:
-            with _span("load", attributes):
+            with _span("load", attributes, current=True):
                 await inner
 
         return traced()
@@ -49,7 +51,7 @@ class Tracing:
         inner = yield
 
         async def traced() -> Completion:
-            with _span(*_described(engine, model, request, stream=False)) as span:
+            with _span(*_described(engine, model, request, stream=False), current=True) as span:
                 answer = await inner
                 span.set_attribute("gen_ai.response.finish_reasons", [c.finish_reason for c in answer.choices])
                 _record_usage(span, [choice.usage for choice in answer.choices])
@@ -60,26 +62,27 @@ class Tracing:
     @hookimpl(wrapper=True)
     def stream(
         self, engine: str, model: str, request: GenerateRequest
-    ) -> Generator[None, AsyncIterator[Chunk], AsyncIterator[Chunk]]:
+    ) -> Generator[None, AsyncGenerator[Chunk], AsyncGenerator[Chunk]]:
         """The same for a stream, and the time to its first chunk."""
         inner = yield
 
-        async def traced() -> AsyncIterator[Chunk]:
+        async def traced() -> AsyncGenerator[Chunk]:
             started = monotonic()
             usages: list[Usage] = []
             reasons: list[str] = []
             first = True
             # Current nowhere: a generator is suspended in between, in its reader's context.
-            with _span(*_described(engine, model, request, stream=True)) as span:
+            with _span(*_described(engine, model, request, stream=True), current=False) as span:
                 try:
-                    async for chunk in inner:
-                        if first:
-                            span.set_attribute("gen_ai.response.time_to_first_chunk", monotonic() - started)
-                            first = False
-                        if chunk.finish is not None:
-                            usages.append(chunk.finish.usage)
-                            reasons.append(chunk.finish.reason)
-                        yield chunk
+                    async with aclosing(inner):
+                        async for chunk in inner:
+                            if first:
+                                span.set_attribute("gen_ai.response.time_to_first_chunk", monotonic() - started)
+                                first = False
+                            if chunk.finish is not None:
+                                usages.append(chunk.finish.usage)
+                                reasons.append(chunk.finish.reason)
+                            yield chunk
                 finally:
                     span.set_attribute("gen_ai.response.finish_reasons", reasons)
                     _record_usage(span, usages)
@@ -100,13 +103,18 @@ def _tracer() -> Tracer:
 
 
 @contextmanager
-def _span(name: str, attributes: dict[str, Any]) -> Generator[Span]:
-    """A span that ends with the block; a failure sets its status and ``error.type``, being left early does not."""
-    from opentelemetry.trace import SpanKind, Status, StatusCode  # noqa: PLC0415
+def _span(name: str, attributes: dict[str, Any], *, current: bool) -> Generator[Span]:
+    """A span that ends with the block; a failure sets its status and ``error.type``, being left early does not.
 
-    span = _tracer().start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
+    Where it is ``current``, what starts a span inside the block (other extensions, an engine's client) starts a child.
+    """
+    tracer = _tracer()
+    from opentelemetry.trace import SpanKind, Status, StatusCode, use_span  # noqa: PLC0415
+
+    span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
     try:
-        yield span
+        with use_span(span, record_exception=False, set_status_on_exception=False) if current else nullcontext():
+            yield span
     except Exception as error:
         span.record_exception(error)
         span.set_attribute("error.type", type(error).__name__)

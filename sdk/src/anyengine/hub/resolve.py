@@ -71,25 +71,35 @@ def resolve_model(
         config=config,
         eos_token_ids=_eos_token_ids(path, tokenizer_path, config),
         draft=None if draft is None else resolve_model(draft, builtin=builtin, tokenizer=str(tokenizer_path)),
-        loras={name: _locate(source, None, {})[0] for name, source in (loras or {}).items()},
+        loras={name: _adapter(name, source) for name, source in (loras or {}).items()},
     )
 
 
-def _locate(name: str, revision: str | None, builtin: Mapping[str, str]) -> tuple[Path, str | None]:
+def _adapter(name: str, source: str) -> Path:
+    folder = _locate(source, None, {}, field=f"lora.adapters.{name}")[0]
+    check_weights(folder)
+    return folder
+
+
+def _locate(name: str, revision: str | None, builtin: Mapping[str, str], *, field: str) -> tuple[Path, str | None]:
     """Folder, and the commit of a hub model."""
-    if name in builtin:
-        return Path(builtin[name]), None
-    path = Path(name).expanduser()
+    path = Path(builtin[name]) if name in builtin else Path(name).expanduser()
     if path.is_dir():
+        if revision is not None:
+            prefix = "tokenizer_" if field == "tokenizer" else ""
+            raise InvalidConfig(
+                f"{prefix}revision: {name} is a local folder, which has no revision {revision!r}",
+                field=f"{prefix}revision",
+            )
         return path.resolve(), None
     if path.is_file():
-        raise ModelNotFound(f"{name} is a file; name the folder that holds the checkpoint", field="model")
+        raise ModelNotFound(f"{name} is a file; name the folder that holds the checkpoint", field=field)
     if name.startswith((".", "/", "~", "\\")) or name.count("/") > 1:
-        raise ModelNotFound(f"there is no folder {name}", field="model")
-    return _download(name, revision)
+        raise ModelNotFound(f"there is no folder {name}", field=field)
+    return _download(name, revision, field=field)
 
 
-def _download(name: str, revision: str | None) -> tuple[Path, str]:
+def _download(name: str, revision: str | None, *, field: str) -> tuple[Path, str]:
     """Snapshot of a hub model, pinned to one commit before anything is fetched."""
     from huggingface_hub import (  # noqa: PLC0415 heavy, and only for hub models
         HfApi,
@@ -104,14 +114,14 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
         RevisionNotFoundError,
     )
 
-    fetch = cast("Callable[..., str]", getattr(huggingface_hub, "snapshot_download"))  # noqa: B009 it is partly untyped
+    fetch = cast("Callable[..., str]", snapshot_download)
     try:
         if constants.HF_HUB_OFFLINE:
             folder = Path(fetch(name, revision=revision, allow_patterns=PATTERNS, local_files_only=True))
             # The cache keeps each snapshot in a folder named by its commit.
             return folder, folder.name
         # Asked for first, so that without a network nothing old comes out of the cache unnoticed.
-        commit = huggingface_hub.HfApi().model_info(name, revision=revision).sha
+        commit = HfApi().model_info(name, revision=revision).sha
         if commit is None:
             raise ModelNotFound(f"the hub gives no commit for {name}", field=field)
         # Fetched by the name that was given: then the cache knows it too, and finds it offline.
@@ -133,12 +143,12 @@ def _download(name: str, revision: str | None) -> tuple[Path, str]:
         raise ModelNotFound(message, field=field) from error
     except LocalEntryNotFoundError as error:
         message = (
-            f"{name} is no folder here, the hub is not reached (HF_HUB_OFFLINE is set, or there is no network), and its "
-            "cache does not hold all of it"
+            f"{name} is no folder here, the hub is not reached (HF_HUB_OFFLINE is set, or there is no network), "
+            "and its cache does not hold all of it"
         )
         raise ModelNotFound(message, field=field) from error
     except Exception as error:
-        # The errors of its HTTP client, which has changed with its versions, and a dozen of its own have no common root.
+        # Its own errors, and those of its HTTP client (which changes with its versions), have no common root.
         message = (
             f"{name} could not be fetched from the hub: {type(error).__name__}: {error}; "
             "with HF_HUB_OFFLINE=1 only its cache is looked at"

@@ -1,0 +1,153 @@
+"""What every command shares: printing for people and for machines, and errors as exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.exceptions import Exit, NoArgsIsHelpError
+
+from anyengine.errors import AnyEngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+
+__all__ = ["EXIT_CODES", "INTERRUPTED", "Cli", "Output", "common_options"]
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+FAILURE, INTERRUPTED = 1, 130
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 something failed, 2 the command or a value in it is wrong, 130 interrupted. "
+    "Errors are one line on stderr; with --json also a document {\"error\": …} on stdout."
+)  # fmt: skip
+#: Everything of C0 and C1 but tab and newline: what a model writes must not steer a terminal.
+_CONTROL = {code: "\ufffd" for code in (*range(9), *range(11, 32), *range(127, 160))}
+
+
+@dataclass(slots=True)
+class Output:
+    """How this run prints.
+
+    Attributes:
+        json: one JSON document on stdout instead of text.
+        debug: tracebacks of errors.
+    """
+
+    json: bool = False
+    debug: bool = False
+
+    def document(self, data: object) -> None:
+        """Print JSON on one line; structs and paths are understood, token ids become keys."""
+        import msgspec  # noqa: PLC0415 heavy for `--help`
+
+        click.echo(msgspec.json.encode(data, enc_hook=str))
+
+    def text(self, text: str, *, end: str = "\n") -> None:
+        """Print a model's text as it is; to a terminal without control characters."""
+        click.echo((text.translate(_CONTROL) if sys.stdout.isatty() else text) + end, nl=False)
+
+    def note(self, text: str) -> None:
+        """Say something aside, to a person only."""
+        if sys.stderr.isatty():
+            click.echo(click.style(text, dim=True), err=True)
+
+    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print rows in columns: as wide as the terminal, or on as long lines as they need."""
+        from rich.console import Console  # noqa: PLC0415 heavy for `--help`
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        terminal = sys.stdout.isatty()
+        table = Table(*headings, box=None, pad_edge=False, header_style="bold", show_edge=False)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console = Console(width=None if terminal else 100_000)
+        with console.capture() as captured:
+            console.print(table)
+        click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+    @contextmanager
+    def working(self, text: str) -> Generator[None]:
+        """Show a person that something takes time."""
+        if self.json or not sys.stderr.isatty():
+            yield
+            return
+        from rich.console import Console  # noqa: PLC0415 heavy for `--help`
+
+        with Console(stderr=True).status(text):
+            yield
+
+    def error(self, error: BaseException) -> int:
+        """Print an error as one line, with its traceback if asked for.
+
+        Returns:
+            What to exit with.
+        """
+        if isinstance(error, AnyEngineError):
+            message, facts, code = error.message, error.as_dict(), error.exit_code
+        elif isinstance(error, click.ClickException):
+            message, code = error.format_message(), error.exit_code
+            if isinstance(error, click.UsageError) and error.ctx is not None:
+                message += f" (see {error.ctx.command_path} --help)"
+            facts = {"type": type(error).__name__, "message": message}
+        else:
+            facts = {"type": type(error).__name__, "message": str(error)}
+            message, code = f"unexpected {facts['type']}: {error}; --debug shows where", FAILURE
+        if self.debug:
+            traceback.print_exception(error)
+        if self.json:
+            self.document({"error": facts})
+        field = getattr(error, "field", None)
+        named = "" if not field or field in message else f"{field}: "
+        click.echo("error: " + " ".join(f"{named}{message}".split()), err=True)
+        return code
+
+
+class Cli(click.Group):
+    """A group that turns every error under it into its line and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (Exit, NoArgsIsHelpError):
+            raise
+        except (KeyboardInterrupt, click.Abort):
+            click.echo(err=True)
+            code = INTERRUPTED
+        except BrokenPipeError:
+            _forget_stdout()
+            code = FAILURE
+        except Exception as error:  # noqa: BLE001 the last place that can say it in one line
+            output = ctx.obj if isinstance(ctx.obj, Output) else Output()
+            code = output.error(error)
+        raise Exit(code)
+
+
+def _forget_stdout() -> None:
+    """Whoever read our output has left; nothing more can be said, and the interpreter must not try when it ends."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
+
+
+def common_options(command: F) -> F:
+    """Add ``--json`` and ``--debug``, which every command has."""
+
+    def remember(context: click.Context, option: click.Parameter, value: bool) -> None:  # noqa: FBT001 click calls it
+        setattr(context.ensure_object(Output), option.name or "", value)
+
+    def flag(name: str, text: str) -> Callable[[F], F]:
+        # Eager: they hold for what goes wrong with other options too.
+        return click.option(name, is_flag=True, is_eager=True, expose_value=False, callback=remember, help=text)
+
+    return flag("--json", "Print JSON, for programs.")(flag("--debug", "Show tracebacks of errors.")(command))
