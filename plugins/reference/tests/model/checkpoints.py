@@ -89,7 +89,14 @@ def bfloat16(values: np.ndarray) -> np.ndarray:
 
 def write_file(file: Path, tensors: dict[str, np.ndarray]) -> None:
     """Write safetensors; uint16 is taken for BF16."""
-    names = {"float32": "float32", "float16": "float16", "uint16": "bfloat16", "int8": "int8", "int64": "int64"}
+    names = {
+        "float32": "float32",
+        "float16": "float16",
+        "uint16": "bfloat16",
+        "int8": "int8",
+        "int32": "int32",
+        "int64": "int64",
+    }
     whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     specs = {
         name: TensorSpec(dtype=names[str(a.dtype)], shape=list(a.shape), data_ptr=a.ctypes.data, data_len=a.nbytes)

@@ -194,3 +194,15 @@ def test_another_quantization_is_refused_by_name(
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedModel, match=named):
         load_model(tmp_path / "out")
+
+
+def test_a_layer_that_a_quantizer_left_in_float_is_read_so(source: Path, tmp_path: Path, checkpoints: Any) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    quantize_checkpoint(source, tmp_path / "out", SCHEME)
+    tensors = {key: np.array(tensor.data()) for key, tensor in Checkpoint(tmp_path / "out").items()}
+    for suffix in ("_packed", "_scale", "_shape"):
+        del tensors[name + suffix]
+    tensors[name] = np.array(Checkpoint(source)[name].data())
+    checkpoints.write_file(tmp_path / "out" / "model.safetensors", tensors)
+    weights = int8.Int8Weights(Checkpoint(tmp_path / "out"), packed=True)
+    assert weights.read(name, (50, 36)).tolist() == Checkpoint(source)[name].float32().tolist()

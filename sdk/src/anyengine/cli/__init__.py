@@ -1,7 +1,7 @@
 """The command line: ``anyengine …``.
 
-One module a command; :mod:`anyengine.cli.output` prints and turns errors into exit codes for all of them. Modules import
-what is heavy where they use it, so that ``--help`` is quick.
+One module a command; :mod:`anyengine.cli.output` prints and turns errors into exit codes for all of them. Modules
+import what is heavy where they use it, so that ``--help`` is quick.
 """
 
 from __future__ import annotations

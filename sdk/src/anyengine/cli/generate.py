@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -50,7 +52,9 @@ DEFAULT_MAX_TOKENS = 128
     multiple=True,
     help="Any field of GenerateRequest, dotted: -r sampling.min_p=0.1, -r max_tokens=null (the rest of the context).",
 )
-@click.option("--stream/--no-stream", default=None, help="As it comes, or at once. Text streams by itself, JSON does not.")
+@click.option(
+    "--stream/--no-stream", default=None, help="As it comes, or at once. Text streams by itself, JSON does not."
+)
 @common_options
 @click.pass_obj
 def generate(output: Output, /, prompt: str | None, *, stream: bool | None, **options: Any) -> None:
@@ -67,8 +71,8 @@ def generate(output: Output, /, prompt: str | None, *, stream: bool | None, **op
         raise click.UsageError("--stream with several answers is for --json: as text they would mix")
     config = engine_config(options["model"], options["config"], options["assignments"])
     streams = stream if stream is not None else not output.json and request.n == 1
-    limit = "max_tokens" not in request.model_fields_set
-    anyio.run(_run, output, options["engine"], config, request, streams, limit)
+    limited = "max_tokens" not in request.model_fields_set
+    anyio.run(partial(_run, output, options["engine"], config, request, streams=streams, limited=limited))
 
 
 def _prompt(given: str | None) -> str:
@@ -76,38 +80,118 @@ def _prompt(given: str | None) -> str:
         return given
     if given is None and sys.stdin.isatty():
         raise click.UsageError("give a PROMPT, or pipe one in")
-    return click.get_text_stream("stdin").read().removesuffix("\n")
+    return sys.stdin.read().removesuffix("\n")
 
 
 def _request(prompt: str, options: dict[str, Any]) -> GenerateRequest:
     """The request that the options describe; a mistake shows before an engine is loaded."""
-    from anyengine.request import GenerateRequest, SamplingParams, Structured  # noqa: PLC0415 heavy for `--help`
+    from anyengine.request import GenerateRequest  # noqa: PLC0415 heavy for `--help`
 
-    names = ("temperature", "top_p", "top_k", "seed")
     fields: dict[str, Any] = {
         name: options[name] for name in ("max_tokens", "n", "logprobs") if options[name] is not None
     }
     if options["stop"]:
         fields["stop"] = list(options["stop"])
+    names = ("temperature", "top_p", "top_k", "seed")
     fields["sampling"] = {name: options[name] for name in names if options[name] is not None}
-    fields["structured"] = _structured(options)
+    fields |= _structured(options)
     if options["chat"] or options["system"] is not None:
         system = [] if options["system"] is None else [{"role": "system", "content": options["system"]}]
         fields["messages"] = [*system, {"role": "user", "content": prompt}]
     else:
         fields["prompt"] = prompt
     fields = merged(fields, options["fields"])
-    for name, model in (("sampling", SamplingParams), ("structured", Structured)):
-        if fields.pop(name, None):
-            pass
+    params: dict[str, Any] = fields["sampling"]
+    if isinstance(params.get("logit_bias"), dict):  # JSON has no numbers as keys
+        bias = cast("dict[str, Any]", params["logit_bias"])
+        params["logit_bias"] = {int(key) if key.isdecimal() else key: value for key, value in bias.items()}
     return GenerateRequest(**fields)
 
 
-def _structured(options: dict[str, Any]) -> dict[str, Any] | None:
-    given: dict[str, Any] = {"regex": options["regex"], "choice": list(options["choice"]) or None}
+def _structured(options: dict[str, Any]) -> dict[str, Any]:
     schema, grammar = options["json_schema"], options["grammar"]
-    if schema is not None:
-        given["json_schema"] = _text(schema)
-    if grammar is not None:
-        given["grammar"] = grammar.read_text(encoding="utf-8")
-    return {name: value for name, value in given.items() if value is not None} or None
+    given = {
+        "json_schema": None if schema is None else _schema(schema),
+        "regex": options["regex"],
+        "choice": list(options["choice"]) or None,
+        "grammar": None if grammar is None else grammar.read_text(encoding="utf-8"),
+    }
+    kinds = {name: value for name, value in given.items() if value is not None}
+    return {"structured": kinds} if kinds else {}
+
+
+def _schema(value: str) -> str:
+    """The schema itself, or the file's content; a JSON object is no name of a file."""
+    if value.lstrip().startswith("{"):
+        return value
+    try:
+        return Path(value).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise click.UsageError(f"--json-schema: {value!r} is no JSON object and no readable file: {error}") from error
+
+
+async def _run(
+    output: Output, name: str, config: dict[str, Any], request: GenerateRequest, *, streams: bool, limited: bool
+) -> None:
+    from anyengine.engine import Engine  # noqa: PLC0415 heavy for `--help`
+
+    async with AsyncExitStack() as stack:
+        with output.working(f"loading {config.get('model') or name}"):
+            engine = await stack.enter_async_context(Engine.load(name, **config))
+        if limited:
+            request = await _limited(engine, request)
+        if streams:
+            await _stream(output, engine, request)
+        else:
+            _show(output, engine, await engine.generate(request))
+
+
+async def _limited(engine: Engine, request: GenerateRequest) -> GenerateRequest:
+    """The request with the default length, or what the context leaves of it."""
+    prompt = request.prompt if request.messages is None else request.messages
+    if prompt is None:
+        return request
+    used = await engine.count_tokens(prompt, chat_template_kwargs=request.chat_template_kwargs)
+    room = max(1, engine.info.max_model_len - used)
+    return request.model_copy(update={"max_tokens": max(request.min_tokens, min(DEFAULT_MAX_TOKENS, room))})
+
+
+async def _stream(output: Output, engine: Engine, request: GenerateRequest) -> None:
+    async with engine.stream(request) as stream:
+        async for chunk in stream:
+            if output.json:
+                output.document(chunk)
+                continue
+            output.text(chunk.text, end="")
+            if chunk.finish is not None:
+                output.text("")
+                _summary(output, chunk.finish.reason, chunk.finish)
+
+
+def _show(output: Output, engine: Engine, answer: Completion) -> None:
+    if output.json:
+        output.document({"engine": engine.name, "model": engine.model.name, **document(answer)})
+        return
+    choices: Sequence[Completion] = answer.choices
+    for number, choice in enumerate(choices, 1):
+        if len(choices) > 1:
+            output.text(f"--- {number} of {len(choices)} ---")
+        output.text(choice.text)
+        _summary(output, choice.finish_reason, choice)
+
+
+def document(answer: Completion) -> dict[str, Any]:
+    """A completion as JSON-able data; log-probabilities and alternatives only where they were asked for."""
+    import msgspec  # noqa: PLC0415 heavy for `--help`
+
+    data: dict[str, Any] = msgspec.to_builtins(answer, str_keys=True)
+    data["alternatives"] = [document(alternative) for alternative in answer.alternatives]
+    optional = ("logprobs", "prompt_logprobs", "alternatives")
+    return {name: value for name, value in data.items() if name not in optional or value}
+
+
+def _summary(output: Output, reason: str, end: Finish | Completion) -> None:
+    usage, timings = end.usage, end.timings
+    output.note(
+        f"[{reason}; {usage.prompt_tokens} + {usage.completion_tokens} tokens; {timings.total:.2f} s; seed {end.seed}]"
+    )

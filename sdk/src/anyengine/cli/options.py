@@ -23,9 +23,7 @@ class Assignment(click.ParamType["tuple[str, Any]"]):
 
     name = "key=value"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, Any]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
         key, equals, text = str(value).partition("=")
         if not equals or not all(part.isidentifier() for part in key.split(".")):
             self.fail(f"{value!r} is not KEY=VALUE with a dotted key, such as kv_cache.block_size=16", param, ctx)

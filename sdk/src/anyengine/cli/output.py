@@ -24,10 +24,10 @@ F = TypeVar("F", bound="Callable[..., Any]")
 FAILURE, INTERRUPTED = 1, 130
 EXIT_CODES = (
     "Exit codes: 0 done, 1 something failed, 2 the command or a value in it is wrong, 130 interrupted. "
-    "Errors are one line on stderr; with --json also a document {\"error\": …} on stdout."
-)  # fmt: skip
+    'Errors are one line on stderr; with --json also a document {"error": …} on stdout.'
+)
 #: Everything of C0 and C1 but tab and newline: what a model writes must not steer a terminal.
-_CONTROL = {code: "\ufffd" for code in (*range(9), *range(11, 32), *range(127, 160))}
+_CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "\ufffd")
 
 
 @dataclass(slots=True)
@@ -94,7 +94,7 @@ class Output:
         elif isinstance(error, click.ClickException):
             message, code = error.format_message(), error.exit_code
             if isinstance(error, click.UsageError) and error.ctx is not None:
-                message += f" (see {error.ctx.command_path} --help)"
+                message = f"{message.removesuffix('.')} (see {error.ctx.command_path} --help)"
             facts = {"type": type(error).__name__, "message": message}
         else:
             facts = {"type": type(error).__name__, "message": str(error)}

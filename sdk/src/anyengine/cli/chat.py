@@ -1,0 +1,146 @@
+"""``anyengine chat``: a conversation, line by line."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from anyengine.cli.options import engine_config, engine_options, sampling, sampling_options
+from anyengine.cli.output import INTERRUPTED, Output, common_options
+from anyengine.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anyengine.request import RequestOptions, SamplingParams
+    from anyengine.sync import Engine
+
+__all__ = ["chat"]
+
+_HELP = "/reset forgets the conversation, /quit or Ctrl-D leaves, Ctrl-C stops an answer, twice it leaves"
+
+
+@click.command()
+@engine_options
+@click.option("--system", help="A system message at the start.")
+@click.option("--max-tokens", type=int, help="Most tokens of an answer.  [default: the rest of the context]")
+@sampling_options
+@common_options
+@click.pass_obj
+def chat(
+    output: Output,
+    /,
+    engine: str,
+    model: str | None,
+    config: Path | None,
+    assignments: tuple[tuple[str, Any], ...],
+    system: str | None,
+    max_tokens: int | None,
+    **params: Any,
+) -> None:
+    """Talk with a model. Each line is a turn, typed or piped; /reset forgets what was said, /quit leaves.
+
+    Ctrl-C stops the current answer, which stays in the conversation as far as it was shown; twice, it leaves.
+    """
+    from anyengine.sync import Engine  # noqa: PLC0415 heavy for `--help`
+
+    chosen = sampling(**params)
+    fields = engine_config(model, config, assignments)
+    with output.working(f"loading {fields.get('model') or engine}"):
+        loaded = Engine.load(engine, **fields)
+    with loaded:
+        _Conversation(output, loaded, system, max_tokens, chosen).run()
+
+
+class _Conversation:
+    """The messages so far, and what is asked for each answer."""
+
+    def __init__(
+        self, output: Output, engine: Engine, system: str | None, max_tokens: int | None, params: SamplingParams
+    ) -> None:
+        self._output = output
+        self._engine = engine
+        self._start: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
+        self._messages = list(self._start)
+        self._max_tokens = max_tokens
+        self._sampling = params
+        self._typed = sys.stdin.isatty()
+        self._interrupted = False
+
+    def run(self) -> None:
+        """Take turns until the input ends.
+
+        The main thread reads and prints, where Ctrl-C arrives; the engine runs in another.
+        """
+        self._note(f"{self._engine.model.name} on {self._engine.name}; {_HELP}")
+        while True:
+            try:
+                line = self._read()
+                if line is None or line.strip() == "/quit":
+                    return
+                if line.strip() == "/reset":
+                    self._messages = list(self._start)
+                    self._note("[forgotten]")
+                elif line.strip():
+                    self._turn(line)
+            except KeyboardInterrupt:
+                if self._interrupted or not self._typed:
+                    raise click.exceptions.Exit(INTERRUPTED) from None
+                self._interrupted = True
+                self._output.note("\n[Ctrl-C again leaves]")
+
+    def _read(self) -> str | None:
+        if self._typed:
+            try:
+                return input("> ")
+            except EOFError:
+                click.echo(err=True)
+                return None
+        line = sys.stdin.readline()
+        return line.rstrip("\n") if line else None
+
+    def _turn(self, line: str) -> None:
+        self._interrupted = False
+        message = {"role": "user", "content": line}
+        try:
+            answer = self._answer([*self._messages, message])
+        except InvalidRequest as error:
+            if not self._typed:
+                raise
+            # Most often the conversation has outgrown the context; a person can go on after /reset.
+            self._output.error(error)
+            return
+        if answer:
+            self._messages += [message, {"role": "assistant", "content": answer}]
+
+    def _answer(self, messages: list[dict[str, str]]) -> str:
+        """Print an answer as it comes.
+
+        Returns:
+            What was printed, all of it or until it was stopped.
+        """
+        options: RequestOptions = {"sampling": self._sampling, "max_tokens": self._max_tokens}
+        if self._output.json:
+            answer = self._engine.generate(messages=messages, **options)
+            self._output.document(answer)
+            return answer.text
+        text = ""
+        try:
+            with self._engine.stream(messages=messages, **options) as stream:
+                for chunk in stream:
+                    text += chunk.text
+                    self._output.text(chunk.text, end="")
+            self._output.text("")
+        except KeyboardInterrupt:
+            if not self._typed:
+                raise
+            self._interrupted = True
+            self._output.text("")
+            self._output.note("[stopped]")
+        return text
+
+    def _note(self, text: str) -> None:
+        if self._typed and not self._output.json:
+            self._output.note(text)
