@@ -51,7 +51,7 @@ def write_plugin(name: str, directory: Path | None = None) -> tuple[Path, list[s
     values = {"name": name, "module": f"anyengine_{name.replace('-', '_')}", "cls": words, "sdk": version("anyengine")}
     written: list[str] = []
     for path, template in sorted(_templates(files("anyengine.scaffold") / "templates", PurePosixPath())):
-        relative = Template(str(path)).substitute(values).removesuffix(_ENDING)
+        relative = str(path).replace("PACKAGE", values["module"]).removesuffix(_ENDING)
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(Template(template.read_text(encoding="utf-8")).substitute(values), encoding="utf-8")
