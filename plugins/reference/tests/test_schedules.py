@@ -1,277 +1,269 @@
-"""What a request gets does not depend on what else is in the engine, bit for bit."""
+"""Whatever the schedule, a request gets the bits that it gets alone: prefix reuse, preemption, chunks, aborts."""
 
-import importlib.util
-from pathlib import Path
+from __future__ import annotations
+
+from typing import Any
 
 import pytest
-from anyengine.backend import DeltaCollector, TokenRequest
-from anyengine.outputs import TokenLogprobs
-from anyengine.request import SamplingParams
-from anyengine_reference.blocks import BlockPool
-from anyengine_reference.core import Core
-from anyengine_reference.model import KVCache, load_model
-from anyengine_reference.sampling import Sampler
-from anyengine_reference.scheduler import Limits, Scheduler
-from anyengine_reference.sequence import Sequence
-from anyengine_reference.speculation import DraftModel, NGram
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-BLOCK = 4
-EOS = frozenset({0})
-VOCAB = 24
-
-
-def _random_model(folder, seed, **overrides):
-    path = Path(__file__).with_name("model") / "checkpoints.py"
-    spec = importlib.util.spec_from_file_location("schedules_checkpoints", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return load_model(module.random_checkpoint(folder, seed=seed, vocab_size=VOCAB, **overrides))
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    return _random_model(folder / "main", 3), _random_model(folder / "draft", 4, num_hidden_layers=1)
-
-
-def _proposer(kind, models, num_blocks):
-    if kind == "ngram":
-        return NGram(1, 3)
-    return DraftModel(models[1], KVCache(models[1].config, num_blocks, BLOCK)) if kind == "draft" else None
-
-
-def _core(models, *, num_blocks=64, seqs=8, tokens=512, prefix=False, kind=None, drafted=3, chunked=True):
-    limits = Limits(
-        seqs, tokens, chunked_prefill=chunked, prefix_caching=prefix, num_speculative_tokens=drafted if kind else 0
-    )
-    scheduler = Scheduler(BlockPool(num_blocks), BLOCK, limits)
-    model = models[0]
-    return Core(model, KVCache(model.config, num_blocks, BLOCK), scheduler, _proposer(kind, models, num_blocks))
-
-
-class _Run:
-    """Requests in a core, stepped by hand."""
-
-    def __init__(self, core):
-        self.core = core
-        self.tokens, self.entries, self.finish = {}, {}, {}
-        self._ids = {}
-
-    def add(self, request):
-        collector = DeltaCollector()
-        self._ids[id(collector)] = request.id
-        self.tokens[request.id], self.entries[request.id] = [], []
-        self._keep = [*getattr(self, "_keep", []), collector]
-        self.core.add(Sequence(request, collector, Sampler(request, VOCAB), None))
-
-    def take(self, deliveries):
-        for collector, delta in deliveries:
-            name = self._ids[id(collector)]
-            self.tokens[name] += delta.token_ids
-            self.entries[name] += delta.logprobs or []
-            if delta.finish is not None:
-                self.finish[name] = delta.finish
-
-    def drain(self):
-        for _ in range(2000):
-            if not self.core.busy:
-                return
-            self.take(self.core.step())
-        raise AssertionError("the engine does not come to an end")
-
-
-def _alone(models, request, kind=None):
-    run = _Run(_core(models, kind=kind))
-    run.add(request)
-    run.drain()
-    return run.tokens[request.id], run.entries[request.id], run.finish[request.id]
-
-
-REQUESTS = st.builds(
-    lambda prefix, tail, most, temperature, seed, priority, penalty, top, prompt_top: {
-        "prompt_token_ids": [1, 2, 3, 4, 5, 6, 7, 8, 9][:prefix] + tail,
-        "max_tokens": most,
-        "sampling": SamplingParams(temperature=temperature, seed=seed, presence_penalty=penalty, top_p=0.95),
-        "priority": priority,
-        "logprobs": top,
-        "prompt_logprobs": prompt_top,
-    },
-    st.integers(1, 9),
-    st.lists(st.integers(1, VOCAB - 1), max_size=4),
-    st.integers(1, 14),
-    st.sampled_from([0.0, 0.7, 1.5]),
-    st.integers(0, 5),
-    st.integers(-1, 1),
-    st.sampled_from([0.0, 0.5]),
-    st.sampled_from([None, 0, 3]),
-    st.sampled_from([None, None, None, 1]),
+VOCAB = 12
+PROPERTY = settings(
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
-def _request(name, fields):
-    return TokenRequest(id=name, eos_token_ids=EOS, **fields)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    requests=st.lists(st.tuples(REQUESTS, st.integers(0, 6), st.none() | st.integers(1, 12)), min_size=1, max_size=7),
-    spare=st.integers(0, 6),
-    seqs=st.integers(1, 4),
-    tokens=st.sampled_from([1, 2, 3, 5, 8, 64]),
-    prefix=st.booleans(),
-    chunked=st.booleans(),
-)
-def test_any_schedule_gives_what_each_request_gets_alone(models, requests, spare, seqs, tokens, prefix, chunked):
-    """Arrivals, priorities, aborts, chunks, prefix reuse, eviction and preemption in a cache that is nearly too small."""
-    built = [_request(f"r{i}", fields) for i, (fields, _, _) in enumerate(requests)]
-    needed = max(-(-(len(r.prompt_token_ids) + r.max_tokens) // BLOCK) for r in built)
-    core = _core(models, num_blocks=needed + spare, seqs=seqs, tokens=tokens, prefix=prefix, chunked=chunked)
-    run = _Run(core)
-    aborted = set()
-    for step in range(14):
-        for request, (_, arrives, leaves) in zip(built, requests, strict=True):
-            if arrives == step:
-                run.add(request)
-            if leaves is not None and arrives + leaves == step and request.id not in run.finish:
-                run.take(core.abort(request.id))
-                aborted.add(request.id)
-        if core.busy:
-            run.take(core.step())
-    run.drain()
-    for request in built:
-        expected_tokens, expected_entries, expected_finish = _alone(models, request)
-        got = run.tokens[request.id]
-        if request.id in aborted:
-            assert run.finish[request.id].reason == "abort"
-            assert got == expected_tokens[: len(got)]
-            assert run.entries[request.id] == expected_entries[: len(got)]
-        else:
-            assert (got, run.entries[request.id]) == (expected_tokens, expected_entries)
-            assert run.finish[request.id].reason == expected_finish.reason
-            assert run.finish[request.id].prompt_logprobs == expected_finish.prompt_logprobs
-    stats = core.stats()
-    assert (stats.kv_cache.used_tokens, stats.running, stats.waiting) == (0, 0, 0)
-    assert stats.requests["abort"] == len(aborted)
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    requests=st.lists(REQUESTS, min_size=1, max_size=4),
-    kind=st.sampled_from(["ngram", "draft"]),
-    spare=st.integers(0, 4),
-    tokens=st.sampled_from([2, 5, 64]),
-    drafted=st.integers(1, 5),
-)
-def test_greedy_output_with_speculation_is_that_without(models, requests, kind, spare, tokens, drafted):
-    greedy = {"sampling": SamplingParams(temperature=0, presence_penalty=0.5, repetition_penalty=1.2), "min_tokens": 0}
-    built = [
-        _request(f"r{i}", fields | greedy | {"min_tokens": min(2, fields["max_tokens"])})
-        for i, fields in enumerate(requests)
-    ]
-    needed = max(-(-(len(r.prompt_token_ids) + r.max_tokens) // BLOCK) for r in built)
-    core = _core(models, num_blocks=needed + spare, tokens=tokens, kind=kind, drafted=drafted, prefix=True)
-    run = _Run(core)
-    for request in built:
-        run.add(request)
-    run.drain()
-    for request in built:
-        tokens_alone, entries_alone, finish = _alone(models, request)
-        assert (run.tokens[request.id], run.entries[request.id]) == (tokens_alone, entries_alone)
-        assert run.finish[request.id].reason == finish.reason
-    stats = core.stats()
-    assert stats.kv_cache.used_tokens == 0
-    assert stats.speculative.accepted_tokens == sum(stats.speculative.accepted_per_position)
-    assert stats.speculative.accepted_tokens <= stats.speculative.drafted_tokens
-
-
-@settings(max_examples=20, deadline=None)
-@given(requests=st.lists(REQUESTS, min_size=2, max_size=4), kind=st.sampled_from(["ngram", "draft"]))
-def test_sampled_output_with_speculation_does_not_depend_on_the_batch(models, requests, kind):
-    built = [_request(f"r{i}", fields) for i, fields in enumerate(requests)]
-    run = _Run(_core(models, kind=kind))
-    for request in built:
-        run.add(request)
-    run.drain()
-    for request in built:
-        assert run.tokens[request.id] == _alone(models, request, kind)[0]
-
-
-def test_a_small_cache_forces_preemption_and_a_shared_prefix_is_found(models):
-    """The schedules above do exercise what they are about."""
-    core = _core(models, num_blocks=6, seqs=4, tokens=8, prefix=True)
-    run = _Run(core)
-    fields = {
-        "prompt_token_ids": [1, 2, 3, 4, 5, 6, 7, 8, 9],
-        "max_tokens": 12,
-        "sampling": SamplingParams(temperature=0),
-    }
-    for index in range(3):
-        run.add(_request(f"r{index}", fields | {"min_tokens": 12}))
-    run.drain()
-    stats = core.stats()
-    assert stats.preemptions > 0
-    assert (stats.kv_cache.prefix_queries, stats.kv_cache.prefix_hits > 0) == (27, True)
-    assert len({tuple(tokens) for tokens in run.tokens.values()}) == 1
-
-
-def test_a_salt_keeps_prefixes_apart(models):
-    core = _core(models, prefix=True)
-    run = _Run(core)
-    fields = {
-        "prompt_token_ids": [1, 2, 3, 4, 5, 6, 7, 8, 9],
-        "max_tokens": 1,
-        "sampling": SamplingParams(temperature=0),
-    }
-    for name, salt in [("a", None), ("b", None), ("c", "x"), ("d", "x"), ("e", "y")]:
-        run.add(_request(name, fields | {"cache_salt": salt}))
-        run.drain()
-    assert {name: finish.cached_tokens for name, finish in run.finish.items()} == {
-        "a": 0,
-        "b": 8,
-        "c": 0,
-        "d": 8,
-        "e": 0,
-    }
-
-
-def test_lower_priority_numbers_run_first(models):
-    run = _Run(_core(models, seqs=1))
-    order = []
-    for name, priority in [("a", 1), ("b", 0), ("c", -1)]:
-        fields = {
-            "prompt_token_ids": [1, 2],
-            "max_tokens": 2,
-            "sampling": SamplingParams(temperature=0),
-            "min_tokens": 2,
-        }
-        run.add(_request(name, fields | {"priority": priority}))
-    while run.core.busy:
-        run.take(run.core.step())
-        order += [name for name in run.finish if name not in order]
-    assert order == ["c", "b", "a"]
-
-
-def test_log_probabilities_are_normalised_and_hold_the_chosen_token(models):
-    import math
-
-    request = _request(
-        "r",
+@st.composite
+def arrivals(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Requests that share prefixes, with the step at which they come and perhaps the one at which they are aborted."""
+    stem = draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=10))
+    return [
         {
-            "prompt_token_ids": [1, 2, 3],
-            "max_tokens": 6,
-            "sampling": SamplingParams(seed=1, temperature=2.0),
-            "logprobs": VOCAB,
-            "prompt_logprobs": VOCAB,
-            "min_tokens": 6,
-        },
+            "at": draw(st.integers(0, 12)),
+            "abort_after": draw(st.none() | st.none() | st.integers(0, 8)),
+            "prompt": stem[: draw(st.integers(1, len(stem)))] + draw(st.lists(st.integers(0, VOCAB - 1), max_size=5)),
+            "max_tokens": draw(st.integers(1, 8)),
+            "temperature": draw(st.sampled_from([0.0, 1.0])),
+            "priority": draw(st.integers(-1, 1)),
+            "prompt_logprobs": draw(st.sampled_from([None, None, 2])),
+            "cache_salt": draw(st.sampled_from([None, None, "salt"])),
+            "repetition_penalty": draw(st.sampled_from([1.0, 1.3])),
+        }
+        for _ in range(draw(st.integers(1, 6)))
+    ]
+
+
+def _replay(driver: Any, requests: list[Any], schedule: list[dict[str, Any]]) -> set[int]:
+    """Play a schedule; returns which requests were still running when they were aborted."""
+    aborted: set[int] = set()
+    step = 0
+    while driver.core.busy or step <= max(each["at"] for each in schedule):
+        for number, each in enumerate(schedule):
+            if each["at"] == step:
+                driver.add(requests[number])
+            if each["abort_after"] is not None and each["at"] + each["abort_after"] == step:
+                if not driver.results[f"r{number}"].ended:
+                    aborted.add(number)
+                driver.abort(f"r{number}")
+        if driver.core.busy:
+            driver.step()
+        step += 1
+        assert step < 5_000, "no progress"
+    return aborted
+
+
+def _requests(driving: Any, schedule: list[dict[str, Any]]) -> list[Any]:
+    private = {"at", "abort_after", "prompt"}
+    return [
+        driving.request(
+            each["prompt"], number, logprobs=3, **{name: value for name, value in each.items() if name not in private}
+        )
+        for number, each in enumerate(schedule)
+    ]
+
+
+def _check(driving: Any, model: Any, schedule: list[dict[str, Any]], driver: Any, **alone: Any) -> None:
+    requests = _requests(driving, schedule)
+    aborted = _replay(driver, requests, schedule)
+    for number, wanted in enumerate(requests):
+        got, expected = driver.results[wanted.id], driving.alone(model, wanted, **alone)
+        if number in aborted:
+            assert got.reason == "abort"
+            assert got.token_ids == expected.token_ids[: len(got.token_ids)]
+            assert got.logprobs == expected.logprobs[: len(got.token_ids)]
+        else:
+            assert (got.token_ids, got.reason) == (expected.token_ids, expected.reason)
+            assert got.logprobs == expected.logprobs
+            assert got.finish.prompt_logprobs == expected.finish.prompt_logprobs
+    assert driver.pool.used == 0
+    assert (driver.core.stats().running, driver.core.stats().waiting) == (0, 0)
+
+
+@PROPERTY
+@given(
+    schedule=arrivals(),
+    block_size=st.sampled_from([1, 3, 4, 16]),
+    spare_blocks=st.integers(0, 4),
+    max_num_seqs=st.integers(1, 6),
+    max_num_batched_tokens=st.sampled_from([1, 2, 5, 64]),
+    chunked_prefill=st.booleans(),
+    prefix_caching=st.booleans(),
+)
+def test_in_any_schedule_equals_alone_bitwise(
+    tiny_model: Any, driving: Any, schedule: list[dict[str, Any]], block_size: int, spare_blocks: int, **limits: Any
+) -> None:
+    model = tiny_model(vocab_size=VOCAB, max_position_embeddings=64)
+    longest = max(len(each["prompt"]) + each["max_tokens"] for each in schedule)
+    num_blocks = -(-longest // block_size) + spare_blocks
+    driver = driving.Driver(model, num_blocks=num_blocks, block_size=block_size, **limits)
+    _check(driving, model, schedule, driver)
+
+
+@PROPERTY
+@given(
+    schedule=arrivals(),
+    draft=st.booleans(),
+    block_size=st.sampled_from([1, 4]),
+    spare_blocks=st.integers(0, 3),
+    max_num_seqs=st.integers(1, 6),
+    max_num_batched_tokens=st.sampled_from([4, 7, 64]),
+    chunked_prefill=st.booleans(),
+)
+def test_with_speculation_in_any_schedule_equals_alone_with_speculation_bitwise(
+    tiny_model: Any,
+    driving: Any,
+    schedule: list[dict[str, Any]],
+    draft: bool,  # noqa: FBT001
+    block_size: int,
+    spare_blocks: int,
+    **limits: Any,
+) -> None:
+    """Which tokens are proposed depends on the sequence alone, so the draws do too."""
+    from anyengine_reference.model import KVCache
+    from anyengine_reference.speculation import DraftModel, NGram
+
+    model = tiny_model(vocab_size=VOCAB, max_position_embeddings=64)
+    smaller = tiny_model(vocab_size=VOCAB, max_position_embeddings=64, num_hidden_layers=1, seed=5)
+
+    def proposer(num_blocks: int, size: int) -> Any:
+        return DraftModel(smaller, KVCache(smaller.config, num_blocks, size)) if draft else NGram(1, 3)
+
+    longest = max(len(each["prompt"]) + each["max_tokens"] for each in schedule)
+    num_blocks = -(-longest // block_size) + spare_blocks
+    driver = driving.Driver(
+        model,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        num_speculative_tokens=3,
+        proposer=proposer(num_blocks, block_size),
+        **limits,
     )
-    tokens, entries, finish = _alone(models, request)
-    assert [entry.token_id for entry in entries] == tokens
-    assert [entry and entry.token_id for entry in finish.prompt_logprobs] == [None, 2, 3]
-    for entry in [*entries, *finish.prompt_logprobs[1:]]:
-        assert isinstance(entry, TokenLogprobs)
-        assert entry.top[entry.token_id] == entry.logprob
-        assert sum(math.exp(value) for value in entry.top.values()) == pytest.approx(1.0, abs=1e-12)
-        assert list(entry.top.values()) == sorted(entry.top.values(), reverse=True)
+    for each in schedule:  # one after the other, each against its own engine alone
+        each["priority"] = 0
+    requests = _requests(driving, schedule)
+    aborted = _replay(driver, requests, schedule)
+    for number, wanted in enumerate(requests):
+        expected = driving.alone(model, wanted, num_speculative_tokens=3, proposer=proposer(driving.BIG_POOL, 4))
+        got = driver.results[wanted.id]
+        length = len(got.token_ids) if number in aborted else len(expected.token_ids)
+        assert got.token_ids == expected.token_ids[:length]
+        assert got.logprobs == expected.logprobs[:length]
+    assert driver.pool.used == 0
+
+
+def test_a_small_pool_preempts_and_loses_nothing(tiny_model: Any, driving: Any) -> None:
+    model = tiny_model(vocab_size=VOCAB, max_position_embeddings=64)
+    requests = [driving.request([number, 3, 4], number, max_tokens=20, logprobs=0) for number in range(5)]
+    driver = driving.Driver(model, num_blocks=8, block_size=4)
+    for wanted in requests:
+        driver.add(wanted)
+    driver.run()
+    stats = driver.core.stats()
+    assert stats.preemptions > 0
+    assert stats.queue_time.count == 5
+    assert stats.prompt_tokens == 15
+    for wanted in requests:
+        expected = driving.alone(model, wanted)
+        assert driver.results[wanted.id].token_ids == expected.token_ids
+        assert driver.results[wanted.id].logprobs == expected.logprobs
+
+
+def test_eviction_forgets_the_end_of_a_chain_first(tiny_model: Any, driving: Any) -> None:
+    model = tiny_model(vocab_size=VOCAB, max_position_embeddings=64)
+    driver = driving.Driver(model, num_blocks=6, block_size=2)
+    first = list(range(8))
+    driver.add(driving.request(first, 0, max_tokens=1))
+    driver.run()
+    driver.add(driving.request([11] * 6, 1, max_tokens=1))
+    driver.run()
+    again = driver.add(driving.request(first, 2, max_tokens=1))
+    driver.run()
+    assert again.finish.cached_tokens in {4, 6}
+
+
+def test_a_prefix_is_reused_up_to_the_last_full_block_before_the_last_token(tiny_model: Any, driving: Any) -> None:
+    model = tiny_model(vocab_size=VOCAB, max_position_embeddings=64)
+    driver = driving.Driver(model, block_size=4)
+    cached = []
+    for number, prompt in enumerate([[1] * 8, [1] * 8, [1] * 9, [1] * 4 + [2] * 5]):
+        result = driver.add(driving.request(prompt, number, max_tokens=1))
+        driver.run()
+        cached.append(result.finish.cached_tokens)
+    assert cached == [0, 4, 8, 4]
+    stats = driver.core.stats().kv_cache
+    assert (stats.prefix_queries, stats.prefix_hits) == (8 + 8 + 9 + 9, 16)
+
+
+def test_salts_share_no_prefix(tiny_model: Any, driving: Any) -> None:
+    model = tiny_model(vocab_size=VOCAB, max_position_embeddings=64)
+    driver = driving.Driver(model)
+    cached = []
+    for number, salt in enumerate([None, "a", "b", "a", None]):
+        result = driver.add(driving.request([1] * 9, number, max_tokens=1, cache_salt=salt))
+        driver.run()
+        cached.append(result.finish.cached_tokens)
+    assert cached == [0, 0, 0, 8, 8]
+
+
+def test_prompt_logprobs_use_no_cached_prefix_and_are_not_counted_as_looked_up(tiny_model: Any, driving: Any) -> None:
+    model = tiny_model(vocab_size=VOCAB, max_position_embeddings=64)
+    driver = driving.Driver(model)
+    prompt = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    driver.add(driving.request(prompt, 0, max_tokens=1))
+    driver.run()
+    result = driver.add(driving.request(prompt, 1, max_tokens=1, prompt_logprobs=3))
+    driver.run()
+    expected = driving.alone(model, driving.request(prompt, 1, max_tokens=1, prompt_logprobs=3))
+    assert result.finish.prompt_logprobs == expected.finish.prompt_logprobs
+    assert result.finish.cached_tokens == 0
+    stats = driver.core.stats().kv_cache
+    assert (stats.prefix_queries, stats.prefix_hits) == (9, 0)
+
+
+def test_lower_priority_numbers_start_earlier_and_equals_by_arrival(tiny_model: Any, driving: Any) -> None:
+    model = tiny_model(vocab_size=VOCAB, max_position_embeddings=64)
+    driver = driving.Driver(model, max_num_seqs=1)
+    for number, priority in enumerate([1, 0, -5, 0]):
+        driver.add(driving.request([1, 2], number, max_tokens=2, priority=priority))
+    order: list[str] = []
+    while driver.core.busy:
+        driver.step()
+        order += [name for name, result in driver.results.items() if result.ended and name not in order]
+    assert order == ["r2", "r1", "r3", "r0"]
+
+
+@pytest.mark.parametrize("chunked_prefill", [True, False])
+def test_a_long_prompt_gets_its_turn_between_short_ones(
+    tiny_model: Any,
+    driving: Any,
+    chunked_prefill: bool,  # noqa: FBT001
+) -> None:
+    model = tiny_model(vocab_size=VOCAB, max_position_embeddings=64)
+    driver = driving.Driver(model, max_num_batched_tokens=4, chunked_prefill=chunked_prefill)
+    for number in range(3):
+        driver.add(driving.request([1, 2], number, max_tokens=6))
+    long = driver.add(driving.request([3] * 30, 3, max_tokens=2))
+    for number in range(4, 8):
+        driver.add(driving.request([1, 2], number, max_tokens=6))
+    steps = 0
+    while not long.ended:
+        driver.step()
+        steps += 1
+    assert steps < 40
+    driver.run()
+    assert {result.reason for result in driver.results.values()} == {"length"}
+
+
+def test_abort_is_idempotent_and_frees_waiting_and_running(tiny_model: Any, driving: Any) -> None:
+    model = tiny_model(vocab_size=VOCAB, max_position_embeddings=64)
+    driver = driving.Driver(model, max_num_seqs=1)
+    running = driver.add(driving.request([1, 2], 0, logprobs=0))
+    waiting = driver.add(driving.request([1, 2], 1))
+    driver.step()
+    for name in ("r0", "r1", "r0", "r1", "unknown"):
+        driver.abort(name)
+    assert (running.reason, waiting.reason, len(running.token_ids), waiting.token_ids) == ("abort", "abort", 1, [])
+    assert not driver.core.busy
+    assert driver.pool.used == 0
+    assert driver.core.stats().requests == {"stop": 0, "length": 0, "abort": 2, "error": 0}

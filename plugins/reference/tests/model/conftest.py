@@ -1,5 +1,4 @@
 import importlib.util
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -44,13 +43,3 @@ def random_model(random_checkpoint: Callable[..., Path]) -> Callable[..., Model]
         return made[key]
 
     return make
-
-
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
-    """The folder of SmolLM2-135M-Instruct, which a tool fetches; without it its tests are skipped."""
-    default = Path(__file__).parents[4] / ".cache" / "SmolLM2-135M-Instruct"
-    folder = Path(os.environ.get("ANYENGINE_TEST_SMOLLM2", default))
-    if not (folder / "config.json").exists():
-        pytest.skip("SmolLM2-135M-Instruct is not here: name its folder in ANYENGINE_TEST_SMOLLM2")
-    return folder

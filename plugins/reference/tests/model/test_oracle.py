@@ -125,15 +125,16 @@ def test_smollm2_writes_the_tokens_of_transformers(smollm2: Path) -> None:
 def test_the_compressed_tensors_package_reads_the_same_weights(
     random_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    torch = pytest.importorskip("torch")
-    base = pytest.importorskip("compressed_tensors.compressors.pack_quantized.base")
-    quantization = pytest.importorskip("compressed_tensors.quantization")
-    safetensors = pytest.importorskip("safetensors.torch")
+    import torch
+    from compressed_tensors import quantization
+    from compressed_tensors.compressors.pack_quantized import base
+    from safetensors.torch import load_file
+
     quantize_checkpoint(random_checkpoint("llama", dtype="F32", intermediate_size=50), tmp_path / "out", "int8-w8a16")
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     parsed = quantization.QuantizationConfig.model_validate(config)
     scheme = parsed.config_groups["group_0"]
-    tensors = safetensors.load_file(tmp_path / "out" / "model.safetensors")
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
     weights = Int8Weights(Checkpoint(tmp_path / "out"), packed=True)
     for name, shape in {"self_attn.q_proj": (36, 36), "mlp.down_proj": (36, 50)}.items():
         prefix = f"model.layers.1.{name}."
@@ -146,6 +147,5 @@ def test_the_compressed_tensors_package_reads_the_same_weights(
 def test_transformers_computes_the_same_from_the_quantized_checkpoint(
     random_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    pytest.importorskip("compressed_tensors")
     quantize_checkpoint(random_checkpoint("qwen3", dtype="F32", seed=2), tmp_path / "out", "int8-w8a16")
     assert_same(tmp_path / "out", list(range(40)), 8, 5e-5)

@@ -94,7 +94,8 @@ class _Conversation:
     def _read(self) -> str | None:
         if self._typed:
             try:
-                return input("> ")
+                # The prompt is for a terminal; a program that reads our output shall not find it there.
+                return input("> " if sys.stdout.isatty() else "")
             except EOFError:
                 click.echo(err=True)
                 return None
@@ -122,24 +123,27 @@ class _Conversation:
             What was printed, all of it or until it was stopped.
         """
         options: RequestOptions = {"sampling": self._sampling, "max_tokens": self._max_tokens}
-        if self._output.json:
-            answer = self._engine.generate(messages=messages, **options)
-            self._output.document(answer)
-            return answer.text
-        text = ""
+        text, token_ids, finish = "", list[int](), None
         try:
+            # A stream also for --json: leaving it is what ends the request in the engine.
             with self._engine.stream(messages=messages, **options) as stream:
                 for chunk in stream:
-                    text += chunk.text
-                    self._output.text(chunk.text, end="")
-            self._output.text("")
+                    text, token_ids, finish = text + chunk.text, token_ids + chunk.token_ids, chunk.finish
+                    self._print(chunk.text, end="")
+            self._print("")
         except KeyboardInterrupt:
             if not self._typed:
                 raise
             self._interrupted = True
-            self._output.text("")
+            self._print("")
             self._output.note("[stopped]")
+        if self._output.json:
+            self._output.document({"text": text, "token_ids": token_ids, "finish": finish})
         return text
+
+    def _print(self, text: str, end: str = "\n") -> None:
+        if not self._output.json:
+            self._output.text(text, end=end)
 
     def _note(self, text: str) -> None:
         if self._typed and not self._output.json:

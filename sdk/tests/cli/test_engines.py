@@ -1,0 +1,54 @@
+"""``anyengine engines``."""
+
+from anyengine import Capabilities
+
+
+def test_every_engine_is_listed_with_its_state(anyengine):
+    listed = {engine["name"]: engine for engine in anyengine.json("engines")}
+    assert {name: engine["status"] for name, engine in listed.items()} == {
+        "broken": "broken",
+        "reference": "ready",
+        "scripted": "ready",
+        "slow": "ready",
+    }
+    assert "has no attribute 'no'" in listed["broken"]["reason"]
+    assert listed["scripted"]["package"] == "some-engine 1.0"
+    assert (listed["scripted"]["in_process"], listed["scripted"]["default_model"]) == (True, "scripted")
+
+
+def test_the_table_has_a_line_for_each_however_long_its_reason(anyengine):
+    done = anyengine("engines")
+    heading, *lines = done.stdout.splitlines()
+    assert (done.exit_code, heading.split()) == (0, "ENGINE STATUS PACKAGE VERSION RUNS IN MODELS".split())
+    assert [line.split()[:2] for line in lines] == [
+        ["broken", "broken:"],
+        ["reference", "ready"],
+        ["scripted", "ready"],
+        ["slow", "ready"],
+    ]
+
+
+def test_an_engine_that_is_not_installed_says_why(anyengine, monkeypatch):
+    import msgspec
+    from anyengine.testing import ScriptedPlugin
+
+    describe = ScriptedPlugin.describe
+    monkeypatch.setattr(
+        ScriptedPlugin, "describe", lambda self: msgspec.structs.replace(describe(self), unavailable="no torch here")
+    )
+    [line] = [line for line in anyengine("engines").stdout.splitlines() if line.startswith("scripted")]
+    assert "not installed: no torch here" in line
+
+
+def test_one_engine_is_shown_with_every_capability(anyengine):
+    shown = anyengine.json("engines", "reference")["capabilities"]
+    assert list(shown) == list(Capabilities.__struct_fields__)
+    assert shown["quantize"] == ["int8-w8a16"]
+    lines = anyengine("engines", "reference").stdout.splitlines()
+    assert {line.split()[0] for line in lines} >= set(Capabilities.__struct_fields__)
+    assert any(line.startswith("conflicts") and "request.structured with request.ignore_eos" in line for line in lines)
+
+
+def test_a_broken_engine_fails_with_its_reason(anyengine):
+    done = anyengine("engines", "broken")
+    assert (done.exit_code, "has no attribute 'no'" in done.stderr) == (1, True)

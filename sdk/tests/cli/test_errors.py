@@ -1,0 +1,113 @@
+"""Errors are one line on stderr, a document with --json, and an exit code."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from anyengine.cli.output import Output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "kind"),
+    [
+        (["generate", "hi", "--temperature", "-1"], 2, "InvalidRequest"),
+        (["generate", "hi", "--engine", "nothing"], 2, "UnknownEngine"),
+        (["generate", "hi", "--engine", "broken"], 1, "PluginError"),
+        (["generate", "hi", "--model", "./nowhere"], 1, "ModelNotFound"),
+        (["engines", "nothing"], 2, "UnknownEngine"),
+        (["chat", "--max-tokens", "x"], 2, "BadParameter"),
+        (["quantize", "--model", "./nowhere", "--scheme", "int8-w8a16", "--output", "x"], 1, "ModelNotFound"),
+        (["plugin", "new", "Not A Name"], 2, "InvalidConfig"),
+    ],
+)
+def test_a_command_that_fails(anyengine, arguments, code, kind):
+    plain = anyengine(*arguments)
+    assert (plain.exit_code, plain.stdout, plain.stderr.count("\n")) == (code, "", 1)
+    assert plain.stderr.startswith("error: ")
+    machine = anyengine(*arguments, "--json")
+    assert (machine.exit_code, json.loads(machine.stdout)["error"]["type"], machine.stderr) == (
+        code,
+        kind,
+        plain.stderr,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["generate", "--nonsense"], ["plugin", "nonsense"], ["--nonsense"]]
+)
+def test_a_command_line_that_is_wrong_exits_with_2(anyengine, arguments):
+    assert anyengine(*arguments).exit_code == 2
+
+
+def test_the_field_is_named(anyengine):
+    done = anyengine("generate", "hi", "-r", "sampling.top_p=2")
+    assert "top_p" in done.stderr
+
+
+def test_no_traceback_unless_asked_for(anyengine):
+    assert "Traceback" not in anyengine("generate", "hi", "--model", "./nowhere").stderr
+    assert "Traceback" in anyengine("generate", "hi", "--model", "./nowhere", "--debug").stderr
+
+
+def test_an_error_of_ours_that_nobody_expected_is_one_line_too(anyengine, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("anyengine.plugins.find_engines", fail)
+    done = anyengine("engines")
+    assert (done.exit_code, done.stderr) == (1, "error: unexpected RuntimeError: a bug; --debug shows where\n")
+
+
+def test_the_help_names_the_exit_codes(anyengine):
+    words = anyengine("--help").stdout.split()
+    assert {"0", "1", "2", "130"} <= set(words)
+
+
+def start(anyengine, *arguments: str) -> subprocess.Popen[bytes]:
+    command, environment = anyengine.program
+    return subprocess.Popen([*command, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_an_interrupted_generation_exits_with_130_and_says_nothing(anyengine):
+    with start(anyengine, "generate", "--engine", "slow", "hi", "--max-tokens", "4000") as program:
+        assert program.stdout.read(4) == b"HaHa"
+        program.send_signal(signal.SIGINT)
+        assert (program.wait(), program.stderr.read()) == (130, b"\n")
+
+
+def test_when_the_reader_leaves_the_generation_ends_quietly(anyengine):
+    with start(anyengine, "generate", "--engine", "slow", "hi", "--max-tokens", "4000") as program:
+        assert program.stdout.read(4) == b"HaHa"
+        program.stdout.close()
+        assert (program.wait(), program.stderr.read()) == (1, b"")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "shown"), [(Terminal, "a\ufffd[31mb\n\tc\ufffd\n"), (io.StringIO, "a\x1b[31mb\n\tc\x9b\n")]
+)
+def test_a_model_cannot_steer_the_terminal(monkeypatch, stream, shown):
+    monkeypatch.setattr(sys, "stdout", stream())
+    Output().text("a\x1b[31mb\n\tc\x9b")
+    assert sys.stdout.getvalue() == shown
+
+
+HEAVY = {"anyio", "huggingface_hub", "jinja2", "msgspec", "pydantic", "rich", "tokenizers"}
+
+
+def test_help_imports_nothing_heavy(anyengine):
+    program = (
+        "import sys\nfrom anyengine.cli import main\n"
+        "try: main(['generate', '--help'])\nfinally: print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
+    assert "Usage:" in done.stdout
+    assert {name.split(".")[0] for name in done.stderr.split()} & HEAVY == set()

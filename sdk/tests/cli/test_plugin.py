@@ -1,0 +1,91 @@
+"""``anyengine plugin new``: what it writes works as it is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from anyengine.testing import make_model_folder
+
+TOOLS = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module", params=["x2", "a-rather-long-name-for-an-engine"])
+def project(request, tmp_path_factory):
+    from anyengine.cli import main
+    from click.testing import CliRunner
+
+    folder = tmp_path_factory.mktemp("plugin") / "project"
+    done = CliRunner().invoke(main, ["plugin", "new", request.param, "--directory", str(folder), "--json"])
+    assert done.exit_code == 0
+    written = json.loads(done.stdout)
+    assert (written["name"], written["directory"]) == (request.param, str(folder))
+    assert sorted(written["files"]) == sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    return request.param, folder
+
+
+def run(folder: Path, *command: str | Path, **variables: str) -> str:
+    done = subprocess.run(command, cwd=folder, env=os.environ | variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_its_own_tests_pass(project):
+    run(project[1], sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+
+
+def test_it_is_formatted_and_passes_its_own_checks(project):
+    run(project[1], TOOLS / "ruff", "format", "--check", "--no-cache", ".")
+    run(project[1], TOOLS / "ruff", "check", "--no-cache", ".")
+
+
+def test_it_is_typed(project):
+    run(project[1], TOOLS / "pyright", "--pythonpath", sys.executable)
+
+
+def test_once_it_is_installed_the_commands_find_it(project, tmp_path):
+    name, folder = project
+    # What an installer would write.
+    info = tmp_path / f"anyengine_{name.replace('-', '_')}-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: anyengine-{name}\nVersion: 0.1.0\n")
+    point = f"{name} = anyengine_{name.replace('-', '_')}:plugin"
+    (info / "entry_points.txt").write_text(f"[anyengine.engines]\n{point}\n")
+    model = make_model_folder(tmp_path / "model")
+    path = os.pathsep.join([str(folder / "src"), str(tmp_path)])
+    command = [sys.executable, "-c", "from anyengine.cli import main; main()"]
+    listed = json.loads(run(tmp_path, *command, "engines", name, "--json", PYTHONPATH=path))
+    assert (listed["status"], listed["package"], listed["engine_version"]) == (
+        "ready",
+        f"anyengine-{name} 0.1.0",
+        "0.1.0",
+    )
+    arguments = ["generate", "--engine", name, "--model", str(model), "--temperature", "0", "hello"]
+    assert run(tmp_path, *command, *arguments, PYTHONPATH=path) == "hello\n"
+
+
+@pytest.mark.parametrize("name", ["", "A", "1a", "a_b", "a--b", "-a", "a-", "../a", "ä"])
+def test_a_name_that_is_none_is_refused(anyengine, tmp_path, name):
+    done = anyengine("plugin", "new", "--directory", str(tmp_path / "x"), "--", name)
+    assert (done.exit_code, (tmp_path / "x").exists()) == (2, False)
+    assert "is no name of an engine" in done.stderr
+
+
+def test_the_name_of_an_installed_engine_is_refused(anyengine, tmp_path):
+    done = anyengine("plugin", "new", "reference", "--directory", str(tmp_path / "x"))
+    assert (done.exit_code, (tmp_path / "x").exists()) == (2, False)
+    assert "anyengine-reference brings an engine of the name" in done.stderr
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(anyengine, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    done = anyengine("plugin", "new", "mine", "--directory", str(tmp_path))
+    assert (done.exit_code, [path.name for path in tmp_path.iterdir()]) == (2, ["mine.txt"])
+
+
+def test_the_folder_is_named_after_the_engine_if_nobody_says_otherwise(anyengine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = anyengine("plugin", "new", "mine").stdout.splitlines()
+    assert "anyengine-mine/src/anyengine_mine/plugin.py" in lines
