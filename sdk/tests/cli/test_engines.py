@@ -19,7 +19,7 @@ def test_every_engine_is_listed_with_its_state(anyengine):
 def test_the_table_has_a_line_for_each_however_long_its_reason(anyengine):
     done = anyengine("engines")
     heading, *lines = done.stdout.splitlines()
-    assert (done.exit_code, heading.split()) == (0, "ENGINE STATUS PACKAGE VERSION RUNS IN MODELS".split())
+    assert (done.exit_code, heading.split()) == (0, ["ENGINE", "STATUS", "PACKAGE", "VERSION", "RUNS", "IN", "MODELS"])
     assert [line.split()[:2] for line in lines] == [
         ["broken", "broken:"],
         ["reference", "ready"],

@@ -95,6 +95,10 @@ class Core:
         An error in one sequence's sampling ends that sequence alone. An error of the model is raised.
         """
         works = self.scheduler.schedule()
+        if not works:
+            raise RuntimeError("no sequence can be scheduled")  # rather than stepping on for ever
+        for work in works:
+            self._begin(work.sequence)
         proposals = [self._propose(work) for work in works]
         segments = [
             Segment(
@@ -111,7 +115,7 @@ class Core:
         for work, (draft, drawn_from), rows in zip(works, proposals, hidden, strict=True):
             try:
                 deliveries.extend(self._take(work, draft, drawn_from, rows))
-            except Exception as error:  # noqa: BLE001 one request's failure is its own
+            except BaseException as error:  # noqa: BLE001 one request's failure is its own; a panic in Rust is no Exception
                 deliveries.append(self._fail(work.sequence, _mapped(error)))
         return deliveries
 
@@ -126,8 +130,6 @@ class Core:
         """Make what a sequence's rows are worth: log-probabilities of the prompt, new tokens."""
         sequence = work.sequence
         start, end = sequence.computed, sequence.computed + work.count
-        if start == 0:
-            self._queue.observe((sequence.started_at or sequence.accepted_at) - sequence.accepted_at)
         if sequence.wants_prompt and len(sequence.prompt_entries) < sequence.prompt_length - 1:
             self._prompt_logprobs(sequence, start, rows[: work.count])
         if not work.samples:
@@ -136,8 +138,6 @@ class Core:
         if sequence.scoring:
             yield self._end(sequence, [], None, "length")
             return
-        if not sequence.generated:
-            self._prompt_tokens += sequence.prompt_length
         logits = self._model.logits(rows[work.count - 1 :])
         new, entries, reason = self._sample(sequence, logits, draft, drawn_from)
         if draft:
@@ -220,6 +220,14 @@ class Core:
         if not sequence.scoring:
             self._finished[reason] += 1
 
+    def _begin(self, sequence: Sequence) -> None:
+        """Count a sequence whose computation starts; nothing if it has started before."""
+        if sequence.started_at is None:
+            sequence.started_at = monotonic()
+            if not sequence.scoring:
+                self._prompt_tokens += sequence.prompt_length
+                self._queue.observe(sequence.started_at - sequence.accepted_at)
+
     def _count_tokens(self, sequence: Sequence, count: int) -> None:
         now = monotonic()
         self._generated_tokens += count
@@ -271,7 +279,7 @@ def _copy(histogram: Histogram) -> Histogram:
     return msgspec.structs.replace(histogram, counts=list(histogram.counts))
 
 
-def _mapped(error: Exception) -> AnyEngineError:
+def _mapped(error: BaseException) -> AnyEngineError:
     if isinstance(error, AnyEngineError):
         return error
     wrapped = PluginError(f"the reference engine failed on this request: {type(error).__name__}: {error}")

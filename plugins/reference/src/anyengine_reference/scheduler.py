@@ -4,12 +4,14 @@ Continuous batching (Yu et al. 2022, Orca): sequences join and leave between ste
 prompts are cut in chunks (Agrawal et al. 2023, arXiv:2308.16369). When blocks run out, the sequence that comes last by
 priority and arrival gives up its blocks and is computed again later: the first in order always gets on, so there is no
 deadlock.
+
+How many tokens are proposed for a sequence, and at which of its positions, follows from the sequence alone: otherwise
+the same seed would give other draws beside other requests.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -95,6 +97,7 @@ class Scheduler:
     def schedule(self) -> list[Work]:
         """Choose the next step's work; empty if nothing waits or runs."""
         budget = self.limits.max_num_batched_tokens
+        preemptions = self.preemptions
         step: list[Work] = []
         for sequence in sorted(self.running, key=lambda each: each.order):
             if sequence not in self.running:
@@ -104,51 +107,61 @@ class Scheduler:
                 continue
             budget -= work.count + work.lookahead
             step.append(work)
+        if self.preemptions > preemptions and step:
+            return step  # who has just given way would take the blocks back, and lose them again
         while self.waiting and len(self.running) < self.limits.max_num_seqs and budget > 0:
             sequence = self.waiting[0]
-            self._reuse(sequence)
+            looked_up = self._reuse(sequence)
             work = self._plan(sequence, budget, alone=not step)
-            if work is None or self._missing(sequence, work) > self.pool.free:
+            if work is None or self._to_begin(sequence, work) > self.pool.free:
                 self._free(sequence)
                 break
             self.waiting.pop(0)
             self.running.append(sequence)
-            if sequence.started_at is None:
-                sequence.started_at = monotonic()
+            if sequence.cached_tokens is None:
                 sequence.cached_tokens = sequence.computed
-                self.prefix_queries += sequence.prompt_length if self.limits.prefix_caching else 0
+                self.prefix_queries += sequence.prompt_length if looked_up else 0
                 self.prefix_hits += sequence.computed
             self._grow(sequence, work)
-            budget -= work.count
+            budget -= work.count + work.lookahead
             step.append(work)
         return step
 
     def _plan(self, sequence: Sequence, budget: int, *, alone: bool) -> Work | None:
         """What fits in the budget; None if nothing does."""
-        left = len(sequence.tokens) - sequence.computed
+        known = len(sequence.tokens) - sequence.computed
+        lookahead = self._lookahead(sequence)
+        if lookahead and known == 1:
+            return Work(sequence, 1, samples=True, lookahead=lookahead) if lookahead < budget else None
+        # After a preemption the last token is left for a step of its own, as it had without one.
+        left = known - 1 if lookahead else known
         if left > budget and not self.limits.chunked_prefill:
-            return Work(sequence, left, samples=True) if alone else None
+            return Work(sequence, left, samples=left == known) if alone else None
         count = min(left, budget)
-        if count < 1:
-            return None
-        lookahead = 0
-        if left == 1 and sequence.generated:
-            # One token more than proposed comes of a verification.
-            room = sequence.request.max_tokens - sequence.generated - 1
-            lookahead = max(0, min(self.limits.num_speculative_tokens, room, budget - count))
-        return Work(sequence, count, samples=count == left, lookahead=lookahead)
+        return Work(sequence, count, samples=count == known) if count > 0 else None
+
+    def _lookahead(self, sequence: Sequence) -> int:
+        """Tokens to propose in the sequence's next decoding: one token more than proposed comes of a verification."""
+        if not sequence.generated:
+            return 0
+        room = sequence.request.max_tokens - sequence.generated - 1
+        return min(self.limits.num_speculative_tokens, room, self.limits.max_num_batched_tokens - 1)
+
+    def _blocks_to(self, sequence: Sequence, end: int) -> int:
+        """Blocks that the sequence lacks for its first ``end`` positions."""
+        return -(-end // self.block_size) - len(sequence.blocks)
 
     def _missing(self, sequence: Sequence, work: Work) -> int:
         """Blocks that the work needs and the sequence does not hold."""
-        end = sequence.computed + work.count + work.lookahead
-        return -(-end // self.block_size) - len(sequence.blocks)
+        return self._blocks_to(sequence, sequence.computed + work.count + work.lookahead)
+
+    def _to_begin(self, sequence: Sequence, work: Work) -> int:
+        """Blocks that a waiting sequence must find: for all of its tokens, lest it is begun only to give way."""
+        return max(self._missing(sequence, work), self._blocks_to(sequence, len(sequence.tokens)))
 
     def _make_room(self, sequence: Sequence, work: Work) -> bool:
         """Get the blocks for a running sequence, preempting later ones; False if it had to go itself."""
         while self._missing(sequence, work) > self.pool.free:
-            if work.lookahead:
-                work.lookahead = 0  # a guess is worth nobody's cache
-                continue
             last = max(self.running, key=lambda each: each.order)
             self.preemptions += 1
             self.running.remove(last)
@@ -162,10 +175,14 @@ class Scheduler:
     def _grow(self, sequence: Sequence, work: Work) -> None:
         sequence.blocks += [self.pool.allocate() for _ in range(self._missing(sequence, work))]
 
-    def _reuse(self, sequence: Sequence) -> None:
-        """Take the longest known chain of full blocks; at least the last token is always computed."""
+    def _reuse(self, sequence: Sequence) -> bool:
+        """Take the longest known chain of full blocks; at least the last token is always computed.
+
+        Returns:
+            Whether it was looked up.
+        """
         if not self.limits.prefix_caching or sequence.wants_prompt:
-            return
+            return False
         whole = (len(sequence.tokens) - 1) // self.block_size
         sequence.extend_keys(self.block_size, whole)
         for key in sequence.keys[:whole]:
@@ -174,6 +191,7 @@ class Scheduler:
                 break
             sequence.blocks.append(block)
         sequence.computed = len(sequence.blocks) * self.block_size
+        return True
 
     def advance(self, sequence: Sequence, computed: int) -> None:
         """Say that the first ``computed`` tokens are in the cache; publishes the blocks that became full."""

@@ -72,6 +72,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+#: compressed-tensors uses parts of torch that torch calls deprecated.
+FOREIGN = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::DeprecationWarning:compressed_tensors")
+
+
 def transformers_greedy(folder: Path, prompt: list[int], steps: int) -> tuple[list[int], np.ndarray]:
     """Greedy tokens and the logits of all positions but the last's successor, by full forward passes."""
     import torch
@@ -122,6 +126,7 @@ def test_smollm2_writes_the_tokens_of_transformers(smollm2: Path) -> None:
     assert_same(smollm2, prompt, STEPS, 5e-3)
 
 
+@FOREIGN
 def test_the_compressed_tensors_package_reads_the_same_weights(
     random_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -144,6 +149,7 @@ def test_the_compressed_tensors_package_reads_the_same_weights(
         assert theirs.tolist() == weights.read(f"{prefix}weight", shape).tolist()
 
 
+@FOREIGN
 def test_transformers_computes_the_same_from_the_quantized_checkpoint(
     random_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:

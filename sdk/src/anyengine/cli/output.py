@@ -50,7 +50,9 @@ class Output:
 
     def text(self, text: str, *, end: str = "\n") -> None:
         """Print a model's text as it is; to a terminal without control characters."""
-        click.echo((text.translate(_CONTROL) if sys.stdout.isatty() else text) + end, nl=False)
+        shown = text.translate(_CONTROL) if sys.stdout.isatty() else text
+        # click takes escape sequences out of what goes to no terminal, unless it is told that colours are wanted.
+        click.echo(shown + end, nl=False, color=True)
 
     def note(self, text: str) -> None:
         """Say something aside, to a person only."""
