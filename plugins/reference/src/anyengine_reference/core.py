@@ -15,7 +15,7 @@ from anyengine_reference.model import Segment
 from anyengine_reference.speculation import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy as np
     from anyengine.backend import DeltaCollector
@@ -82,10 +82,10 @@ class Core:
         for request_id in list(self._sequences):
             yield from self.abort(request_id)
 
-    def fail_all(self, error: AnyEngineError) -> Iterator[Delivery]:
-        """End every sequence with an error."""
+    def fail_all(self, error: Callable[[], AnyEngineError]) -> Iterator[Delivery]:
+        """End every sequence with an error of its own."""
         for sequence in list(self._sequences.values()):
-            yield self._fail(sequence, error)
+            yield self._fail(sequence, error())
 
     # -- a step -----------------------------------------------------------------------------------
 

@@ -13,9 +13,12 @@ from anyengine.errors import EngineStartupError, InvalidConfig, ModelNotFound, O
 from anyengine.request import SamplingParams
 
 if TYPE_CHECKING:
-    from anyengine.backend import Backend, QuantizeJob
+    from anyengine.backend import Backend, BackendInfo, QuantizeJob
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
+
+    from anyengine_reference.core import Core
+    from anyengine_reference.structured import ConstraintCompiler
 
 __all__ = ["CAPABILITIES", "ReferencePlugin", "plugin"]
 
@@ -32,7 +35,6 @@ CAPABILITIES = Capabilities(
         "scheduling.chunked_prefill",
         "scheduling.max_num_batched_tokens",
         "scheduling.max_num_seqs",
-        "seed",
     }),
     sampling=frozenset(SamplingParams.model_fields),
     request=frozenset({"cache_salt", "ignore_eos", "min_tokens", "priority", "stop_token_ids"}),
@@ -77,9 +79,11 @@ class ReferencePlugin(EnginePlugin):
 
     async def load(self, config: EngineConfig, model: ModelFiles) -> Backend:
         _check(config, model)
-        loop = asyncio.get_running_loop()
+        from anyengine_reference.backend import ReferenceBackend  # noqa: PLC0415 brings NumPy
+
         try:
-            return await asyncio.to_thread(_load, config, model, loop)
+            # A load that is cancelled leaves nothing running: the engine's thread is started here, not there.
+            return ReferenceBackend(*await asyncio.to_thread(_prepare, config, model))
         except MemoryError as error:
             raise OutOfMemory(f"there is not enough memory for {model.name}: {error}", engine=NAME) from error
 
@@ -101,14 +105,21 @@ def _check(config: EngineConfig, model: ModelFiles) -> None:
         raise InvalidConfig(
             f"speculative.model: the method {config.speculative.method} {wrong}", engine=NAME, field="speculative.model"
         )
+    if config.speculative is not None and config.speculative.ngram_min > config.speculative.ngram_max:
+        raise InvalidConfig(
+            f"speculative.ngram_min: {config.speculative.ngram_min} is more than ngram_max, "
+            f"{config.speculative.ngram_max}; nothing would ever be proposed",
+            engine=NAME,
+            field="speculative.ngram_min",
+        )
 
 
-def _load(config: EngineConfig, model: ModelFiles, loop: asyncio.AbstractEventLoop) -> Backend:
-    from anyengine_reference.backend import ReferenceBackend  # noqa: PLC0415 brings NumPy
+def _prepare(config: EngineConfig, model: ModelFiles) -> tuple[BackendInfo, Core, ConstraintCompiler | None]:
+    from anyengine_reference.backend import prepare  # noqa: PLC0415 brings NumPy
     from anyengine_reference.model import BadCheckpoint, UnsupportedModel  # noqa: PLC0415
 
     try:
-        return ReferenceBackend.load(config, model, CAPABILITIES, loop)
+        return prepare(config, model, CAPABILITIES)
     except UnsupportedModel as error:
         raise UnsupportedParameter(f"model: {error}", engine=NAME, field="model") from error
     except BadCheckpoint as error:

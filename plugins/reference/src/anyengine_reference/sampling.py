@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from anyengine.errors import InvalidRequest
+from anyengine.errors import InvalidRequest, PluginError
 
 if TYPE_CHECKING:
     from anyengine.backend import TokenRequest
@@ -20,6 +20,9 @@ __all__ = ["DRAFT", "DRAW", "REDRAW", "VERIFY", "Distribution", "Sampler", "trun
 
 #: What a uniform number is for; each pair of position and purpose is used at most once in what a request gives.
 DRAW, VERIFY, REDRAW, DRAFT = range(4)
+
+#: Tokens that are sorted first in search of the nucleus, seldom larger: sorting a vocabulary takes milliseconds.
+_NUCLEUS = 1024
 
 
 class Distribution:
@@ -44,9 +47,11 @@ class Distribution:
 
     def draw(self, uniform: float) -> int:
         """The token where the cumulative sum, in order of ids, passes ``uniform`` in [0, 1)."""
-        cumulative = np.cumsum(self.probabilities)
-        at = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
-        return int(self.token_ids[min(at, len(cumulative) - 1)])
+        cumulative: NDArray[np.float64] = np.cumsum(self.probabilities)
+        total = float(cumulative[-1])
+        at = int(np.searchsorted(cumulative, uniform * total, side="right"))
+        last = int(np.searchsorted(cumulative, total))  # whatever rounding does, nothing of probability 0
+        return int(self.token_ids[min(at, last)])
 
 
 class Sampler:
@@ -62,7 +67,8 @@ class Sampler:
         self._request = request
         self._vocab_size = vocab_size
         self._key = params.seed or 0
-        self._terminators = np.array(sorted(request.terminators), np.int64)
+        # A model may name an end-of-sequence token that its vocabulary lacks: that one is never drawn.
+        self._terminators = np.array(sorted(t for t in request.terminators if t < vocab_size), np.int64)
         self._bias = None
         if params.logit_bias:
             ids, values = zip(*sorted(params.logit_bias.items()), strict=True)
@@ -106,19 +112,40 @@ class Sampler:
 
         Raises:
             InvalidRequest: nothing is left to draw.
+            PluginError: the model's logits are not numbers.
         """
-        params = self._params
         shaped = logits.astype(np.float64)
+        self._penalise(shaped)
+        self._ban(shaped, tokens, generated, mask)
+        highest = shaped.max()
+        if np.isnan(highest):
+            raise PluginError("the model computed logits that are not numbers; are its weights damaged?")
+        if highest == -np.inf:
+            raise InvalidRequest(
+                "no token is left that allowed_token_ids, bad_words, logit_bias, min_tokens and the structure allow, "
+                f"after {generated} tokens",
+                field="sampling",
+            )
+        return shaped
+
+    def _penalise(self, shaped: NDArray[np.float64]) -> None:
+        params = self._params
         if self._seen is not None:
             # CTRL, equation 4 (Keskar et al. 2019), with the sign rule of Hugging Face's processor.
             penalty, seen = params.repetition_penalty, shaped[self._seen]
-            shaped[self._seen] = np.where(seen > 0, seen / penalty, seen * penalty)
+            with np.errstate(over="ignore"):
+                shaped[self._seen] = np.where(seen > 0, seen / penalty, seen * penalty)
+            np.minimum(shaped, np.finfo(np.float64).max, out=shaped)
         if self._counts is not None:
             # OpenAI's API reference, "frequency and presence penalties".
             shaped -= params.frequency_penalty * self._counts + params.presence_penalty * (self._counts > 0)
         if self._bias is not None:
             ids, values = self._bias
             shaped[ids] += values
+
+    def _ban(
+        self, shaped: NDArray[np.float64], tokens: list[int], generated: int, mask: NDArray[np.bool_] | None
+    ) -> None:
         if self._allowed is not None:
             shaped[~self._allowed] = -np.inf
         for word in self._request.bad_word_ids:
@@ -130,18 +157,11 @@ class Sampler:
             shaped[~mask] = -np.inf
         if generated < self._request.min_tokens:
             shaped[self._terminators] = -np.inf
-        if not np.isfinite(shaped.max()):
-            raise InvalidRequest(
-                "no token is left that allowed_token_ids, bad_words, logit_bias, min_tokens and the structure allow, "
-                f"after {generated} tokens",
-                field="sampling",
-            )
-        return shaped
 
     def distribution(self, shaped: NDArray[np.float64]) -> Distribution:
         """The distribution that is drawn from, temperature above 0."""
         params = self._params
-        return truncate(shaped / params.temperature, params.top_k, params.top_p, params.min_p)
+        return truncate(shaped, params.temperature, params.top_k, params.top_p, params.min_p)
 
     def pick(self, shaped: NDArray[np.float64], position: int) -> int:
         """Draw the token at a position, without speculation."""
@@ -150,7 +170,7 @@ class Sampler:
         return self.distribution(shaped).draw(self.uniform(position, DRAW))
 
 
-def truncate(scaled: NDArray[np.float64], top_k: int, top_p: float, min_p: float) -> Distribution:
+def truncate(logits: NDArray[np.float64], temperature: float, top_k: int, top_p: float, min_p: float) -> Distribution:
     """Softmax, cut to the ``top_k`` most likely tokens, then to the nucleus ``top_p``, then by ``min_p``; renormalised.
 
     On a tie at the edge of ``top_k`` or ``top_p`` the lower ids stay. ``top_p`` keeps the token with which the sum
@@ -158,27 +178,44 @@ def truncate(scaled: NDArray[np.float64], top_k: int, top_p: float, min_p: float
     before. ``min_p`` compares with the most likely token (Nguyen et al. 2024, arXiv:2407.01082).
 
     Args:
-        scaled: float64 [vocab], logits divided by the temperature.
+        logits: float64 [vocab]; minus infinity is never drawn.
+        temperature: divides the logits; above 0.
         top_k: 0 keeps all.
         top_p: 1 keeps all.
         min_p: 0 keeps all.
     """
-    token_ids = np.flatnonzero(scaled > -np.inf)
-    values = scaled[token_ids]
+    # The highest is taken off first: divided by a tiny temperature, it would overflow.
+    values = logits - logits.max()
+    token_ids = np.arange(len(values))
     if 0 < top_k < len(values):
-        kth = np.partition(values, len(values) - top_k)[len(values) - top_k]
-        above = np.flatnonzero(values > kth)
-        edge = np.flatnonzero(values == kth)[: top_k - len(above)]
-        keep = np.sort(np.concatenate([above, edge]))
-        token_ids, values = token_ids[keep], values[keep]
-    weights = np.exp(values - values.max())
-    probabilities = weights / weights.sum()
+        token_ids = _largest(values, top_k)
+        token_ids = np.sort(token_ids[values[token_ids] > -np.inf])
+        values = values[token_ids]
+    with np.errstate(over="ignore"):
+        values /= temperature
+    probabilities = np.exp(values, out=values)
+    probabilities /= probabilities.sum()
     if top_p < 1:
-        order = np.argsort(-probabilities, kind="stable")
-        before = np.cumsum(probabilities[order]) - probabilities[order]
-        keep = np.sort(order[before < top_p])
+        keep = _nucleus(probabilities, top_p)
         token_ids, probabilities = token_ids[keep], probabilities[keep] / probabilities[keep].sum()
     if min_p > 0:
         keep = probabilities >= min_p * probabilities.max()
         token_ids, probabilities = token_ids[keep], probabilities[keep] / probabilities[keep].sum()
     return Distribution(token_ids, probabilities)
+
+
+def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Indices of the ``count`` largest values, largest first, lower indices first where values are equal."""
+    edge = np.partition(values, len(values) - count)[len(values) - count]
+    candidates = np.flatnonzero(values >= edge)
+    return candidates[np.argsort(-values[candidates], kind="stable")][:count]
+
+
+def _nucleus(probabilities: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
+    """Indices, ascending, of the shortest beginning, most likely first, that reaches ``top_p``."""
+    for count in (min(_NUCLEUS, len(probabilities)), len(probabilities)):
+        order = _largest(probabilities, count)
+        sums = np.cumsum(probabilities[order])
+        if sums[-1] >= top_p:
+            return np.sort(order[: np.searchsorted(sums, top_p) + 1])
+    return np.arange(len(probabilities))  # the sum of all, rounded, stays below

@@ -6,6 +6,8 @@ from hashlib import blake2b
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from anyengine.backend import TokenDelta, TokenFinish
+
 from anyengine_reference.blocks import chain
 
 if TYPE_CHECKING:
@@ -70,6 +72,10 @@ class Sequence:
     def wants_prompt(self) -> bool:
         """Whether logits of the prompt are needed, so that none of it can come from the cache."""
         return self.request.prompt_logprobs is not None
+
+    def aborted(self) -> TokenDelta:
+        """The last delta of a sequence that was never begun."""
+        return TokenDelta([], None if self.request.logprobs is None else [], TokenFinish("abort"))
 
     def extend_keys(self, block_size: int, upto: int) -> None:
         """Work out the keys of the first ``upto`` full blocks."""

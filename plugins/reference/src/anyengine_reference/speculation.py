@@ -76,7 +76,7 @@ class DraftModel:
             if sampler.greedy:
                 last = int(np.argmax(logits))
             else:
-                drawn_from = truncate(logits / params.temperature, params.top_k, params.top_p, params.min_p)
+                drawn_from = truncate(logits, params.temperature, params.top_k, params.top_p, params.min_p)
                 last = drawn_from.draw(sampler.uniform(position, DRAFT))
                 distributions.append(drawn_from)
             proposed.append(last)
@@ -109,12 +109,12 @@ def verify(
     ratio = target.of(proposed) / (1.0 if drawn_from is None else drawn_from.of(proposed))
     if sampler.uniform(position, VERIFY) < ratio:
         return proposed, True
-    rest = target.probabilities.copy()
-    if drawn_from is None:
-        rest[target.token_ids == proposed] = 0.0
-    else:
-        rest -= np.array([drawn_from.of(int(token)) for token in target.token_ids])
+    rest = np.zeros(len(shaped))
+    rest[target.token_ids] = target.probabilities
+    if drawn_from is not None:
+        rest[drawn_from.token_ids] -= drawn_from.probabilities
         np.maximum(rest, 0.0, out=rest)
+    rest[proposed] = 0.0
     if not rest.sum() > 0:  # rounding: p and q are equal, and the draw fell into the gap
         return proposed, True
-    return Distribution(target.token_ids, rest / rest.sum()).draw(sampler.uniform(position, REDRAW)), False
+    return Distribution(np.arange(len(rest)), rest / rest.sum()).draw(sampler.uniform(position, REDRAW)), False

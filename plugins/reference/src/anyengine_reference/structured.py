@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from anyengine.errors import InvalidRequest
@@ -22,6 +22,11 @@ __all__ = ["Constraint", "ConstraintCompiler"]
 
 #: Between JSON's tokens: nothing, a space, or a line end with indentation. Unbounded, a small model may never stop.
 _JSON = JsonCompiler(whitespace_flexible=True, whitespace_pattern=r"(\n {0,16}| )?")
+
+#: Patterns that must all match the same text. 12 take llguidance 1.9 half a second, 20 longer than anyone waits.
+_MAX_INTERSECTED = 10
+#: Strings and regular expressions of a Lark grammar.
+_LITERAL = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)+/')
 
 
 class Constraint:
@@ -54,12 +59,22 @@ class Constraint:
 
 
 class ConstraintCompiler:
-    """Makes constraints for one tokenizer. Compiling is bounded, and releases the interpreter lock."""
+    """Makes constraints for one tokenizer. Compiling is bounded, and releases the interpreter lock.
+
+    Args:
+        tokenizer: ``tokenizer.json``.
+        vocab_size: length of the logits.
+        eos_token_ids: at least one of them below ``vocab_size``.
+
+    Raises:
+        ValueError: the tokenizer has no bytes that llguidance can tell, or more tokens than the model.
+    """
 
     def __init__(self, tokenizer: Path, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
         self._vocab_size = vocab_size
-        self._eos = np.array(sorted(eos_token_ids), np.int64)
-        self._tokenizer = LLTokenizer(str(tokenizer), n_vocab=vocab_size, eos_token=sorted(eos_token_ids) or None)
+        eos = sorted(token for token in eos_token_ids if token < vocab_size)
+        self._eos = np.array(eos, np.int64)
+        self._tokenizer = LLTokenizer(str(tokenizer), n_vocab=vocab_size, eos_token=eos)
         self._limits = LLParserLimits(
             max_lexer_states=50_000, initial_lexer_fuel=200_000, step_lexer_fuel=200_000, max_grammar_size=200_000
         )
@@ -72,8 +87,13 @@ class ConstraintCompiler:
             InvalidRequest: the grammar is malformed or too complex; names the field.
         """
         field = f"structured.{structured.kind}"
-        grammar = _grammar(structured, field)
-        return Constraint(self._compiled(grammar, field).deep_copy(), field, self._vocab_size, self._eos)
+        try:
+            matcher = self._compiled(_grammar(structured), field).deep_copy()
+        except InvalidRequest:
+            raise
+        except BaseException as error:  # a panic in Rust is no Exception
+            raise InvalidRequest(f"{field}: {_words(str(error))}", field=field) from error
+        return Constraint(matcher, field, self._vocab_size, self._eos)
 
     def _compile(self, grammar: str, field: str) -> LLMatcher:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
@@ -84,21 +104,54 @@ class ConstraintCompiler:
         return matcher
 
 
-def _grammar(structured: Structured, field: str) -> str:
+def _intersections(node: object) -> tuple[int, int]:
+    """How many schemas a schema intersects with others, and how many patterns there are to intersect."""
+    if isinstance(node, dict):
+        schema = cast("dict[str, object]", node)
+        members = schema.get("allOf")
+        joined = len(cast("list[object]", members)) if isinstance(members, list) else 0
+        joined += len(schema) > 1 and not schema.keys().isdisjoint({"$ref", "allOf", "anyOf", "oneOf"})
+        patterns = ("pattern" in schema) + ("format" in schema)
+        children = list(schema.values())
+    else:
+        joined = patterns = 0
+        children = cast("list[object]", node) if isinstance(node, list) else []
+    for child in children:
+        more = _intersections(child)
+        joined, patterns = joined + more[0], patterns + more[1]
+    return joined, patterns
+
+
+def _check_intersections(structured: Structured) -> None:
+    """Refuse what llguidance would intersect in time exponential in the number of patterns, and with no bound."""
+    if structured.grammar is not None:
+        rules = _LITERAL.sub("", structured.grammar)
+        if "%json" in rules:  # it would bring schemas that nobody has looked at
+            raise ValueError("%json is no part of Lark's notation; use json_schema")
+        count = rules.count("&")
+    else:
+        count = min(_intersections(structured.json_schema))
+    if count > _MAX_INTERSECTED:
+        raise ValueError(f"intersects {count} patterns; at most {_MAX_INTERSECTED} are allowed")
+
+
+def _grammar(structured: Structured) -> str:
     """The constraint in llguidance's own form."""
-    try:
-        if structured.json_schema is not None:
-            return _JSON.compile(json.dumps(structured.json_schema))
-        if structured.regex is not None:
-            return LLMatcher.grammar_from_regex(structured.regex)
-        if structured.choice is not None:
-            return LLMatcher.grammar_from_regex("|".join(re.escape(choice) for choice in structured.choice))
-        return LLMatcher.grammar_from_lark(structured.grammar or "")
-    except ValueError as error:
-        raise InvalidRequest(f"{field}: {_words(str(error))}", field=field) from error
+    _check_intersections(structured)
+    if structured.json_schema is not None:
+        # Of the two schemas that are no objects, true accepts everything, as {} does, and false nothing.
+        if structured.json_schema is False:
+            raise ValueError("the schema false accepts nothing")
+        return _JSON.compile(json.dumps({} if structured.json_schema is True else structured.json_schema))
+    if structured.regex is not None:
+        return LLMatcher.grammar_from_regex(structured.regex)
+    if structured.choice is not None:
+        return LLMatcher.grammar_from_regex("|".join(re.escape(choice) for choice in structured.choice))
+    # Not grammar_from_lark: that takes a text in braces for llguidance's own form.
+    return json.dumps({"grammars": [{"lark_grammar": structured.grammar}]})
 
 
 def _words(error: str) -> str:
-    """The first lines of llguidance's message; the rest repeats the grammar."""
-    text = " ".join(error.split())
-    return text if len(text) <= 300 else text[:297] + "..."  # noqa: PLR2004 a message stays readable
+    """A message on a line, without the parser's state; of a long one, which repeats the grammar, both ends."""
+    text = " ".join(error.partition("<state>")[0].split())
+    return text if len(text) <= 300 else f"{text[:120]} ... {text[-175:]}"  # noqa: PLR2004 a message stays readable

@@ -22,18 +22,22 @@ __all__ = ["EngineThread"]
 class EngineThread:
     """Runs :class:`~anyengine_reference.core.Core` off the event loop. Commands go in, deltas come out, once a step.
 
-    All methods but the thread's own run on the event loop that was given.
+    All methods but the thread's own run on the event loop that was given. Only the running thread holds the core, so
+    that weights and cache go when it ends.
     """
 
     def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
-        self._core = core
         self._loop = loop
-        self._commands: list[Callable[[], Iterable[Delivery]]] = []
         self._wake = threading.Condition()
+        # Guarded by the condition:
+        self._commands: list[Callable[[Core], Iterable[Delivery]]] = []
         self._closing = False
+        self._ended = False
+        # The thread's own, read by the loop:
         self.stats: EngineStats = core.stats()
-        self.died: EngineDied | None = None
-        self._thread = threading.Thread(target=self._run, name="anyengine-reference", daemon=True)
+        self._cause: BaseException | None = None
+        self._later: list[asyncio.Future[None]] = []
+        self._thread = threading.Thread(target=self._run, args=(core,), name="anyengine-reference", daemon=True)
         self._thread.start()
 
     # -- on the event loop ------------------------------------------------------------------------
@@ -41,41 +45,64 @@ class EngineThread:
     def submit(self, sequence: Sequence) -> None:
         """Accept a sequence; its collector hears of everything that follows."""
 
-        def add() -> Iterable[Delivery]:
-            self._core.add(sequence)
+        def add(core: Core) -> Iterable[Delivery]:
+            core.add(sequence)
             return ()
 
-        if self._closing or self.died is not None:
-            sequence.collector.fail(self.died or EngineDied("the reference engine was closed"))
+        if self._send(add):
+            return
+        if self._cause is not None:
+            sequence.collector.fail(self._death())
         else:
-            self._send(add)
+            sequence.collector.put(sequence.aborted())
 
     async def abort(self, request_id: str) -> None:
         """End a sequence; its blocks are free when this returns."""
-        if self._closing or self.died is not None:
-            return
         done = self._loop.create_future()
 
-        def abort() -> Iterable[Delivery]:
-            yield from self._core.abort(request_id)
+        def abort(core: Core) -> Iterable[Delivery]:
             # Resolved after this round's deliveries and statistics, which are sent first.
             self._later.append(done)
+            return core.abort(request_id)
 
-        self._send(abort)
-        await done
+        if self._send(abort):
+            await done
+
+    def check(self) -> None:
+        """Return if the engine works.
+
+        Raises:
+            EngineDied: a step has failed.
+        """
+        if self._cause is not None:
+            raise self._death()
+
+    def stop(self) -> None:
+        """End every sequence and then the thread, soon."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
 
     async def close(self) -> None:
         """End every sequence and the thread."""
-        if not self._closing:
-            with self._wake:
-                self._closing = True
-                self._wake.notify()
+        self.stop()
         await asyncio.to_thread(self._thread.join)
 
-    def _send(self, command: Callable[[], Iterable[Delivery]]) -> None:
+    def _send(self, command: Callable[[Core], Iterable[Delivery]]) -> bool:
+        """Have a command run before the next step; False if the thread takes none any more."""
         with self._wake:
-            self._commands.append(command)
-            self._wake.notify()
+            if not self._ended:
+                self._commands.append(command)
+                self._wake.notify()
+            return not self._ended
+
+    def _death(self) -> EngineDied:
+        """What there is to say after a failed step; a new one each time, since each reader adds its own traceback."""
+        error = EngineDied(
+            f"the reference engine failed in a step: {type(self._cause).__name__}: {self._cause}", engine="reference"
+        )
+        error.__cause__ = self._cause
+        return error
 
     def _deliver(self, deliveries: list[Delivery], done: list[asyncio.Future[None]]) -> None:
         for collector, what in deliveries:
@@ -89,36 +116,37 @@ class EngineThread:
 
     # -- in the thread ----------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        self._later: list[asyncio.Future[None]] = []
-        while True:
+    def _run(self, core: Core) -> None:
+        going = True
+        while going:
             with self._wake:
-                self._wake.wait_for(lambda: self._commands or self._core.busy or self._closing)
-                commands, self._commands = self._commands, []
-                closing = self._closing
-            deliveries = [delivery for command in commands for delivery in command()]
-            if closing:
-                deliveries += self._core.abort_all()
-            elif self._core.busy:
-                try:
-                    deliveries += self._core.step()
-                except Exception as error:  # noqa: BLE001 whatever it was, the engine's state is lost
-                    deliveries += self._die(error)
-            self.stats = self._core.stats()
-            done, self._later = self._later, []
-            if not self._hand_over(deliveries, done) or closing or self.died is not None:
-                break
-        self._refuse_the_rest()
+                self._wake.wait_for(lambda: self._commands or core.busy or self._closing)
+                going = not self._closing
+            deliveries: list[Delivery] = []
+            try:
+                self._obey(core, deliveries)
+                if going and core.busy:
+                    deliveries += core.step()
+            except BaseException as error:  # noqa: BLE001 whatever it was, the engine's state is lost; a thread has no caller
+                self._cause, going = error, False
+            going = self._hand_over(core, deliveries) and going
+        with self._wake:
+            self._ended = True
+        deliveries = []
+        self._obey(core, deliveries)
+        deliveries += core.abort_all() if self._cause is None else core.fail_all(self._death)
+        self._hand_over(core, deliveries)
 
-    def _die(self, error: Exception) -> Iterable[Delivery]:
-        self.died = EngineDied(
-            f"the reference engine failed in a step: {type(error).__name__}: {error}", engine="reference"
-        )
-        self.died.__cause__ = error
-        return self._core.fail_all(self.died)
+    def _obey(self, core: Core, deliveries: list[Delivery]) -> None:
+        with self._wake:
+            commands, self._commands = self._commands, []
+        for command in commands:
+            deliveries += command(core)
 
-    def _hand_over(self, deliveries: list[Delivery], done: list[asyncio.Future[None]]) -> bool:
+    def _hand_over(self, core: Core, deliveries: list[Delivery]) -> bool:
         """Send to the event loop; False if that is closed, and nobody is left to hear."""
+        self.stats = core.stats()
+        done, self._later = self._later, []
         if not deliveries and not done:
             return True
         try:
@@ -126,14 +154,3 @@ class EngineThread:
         except RuntimeError:
             return False
         return True
-
-    def _refuse_the_rest(self) -> None:
-        """Commands that came while the thread was ending."""
-        with self._wake:
-            self._closing = True
-            commands, self._commands = self._commands, []
-        deliveries = [delivery for command in commands for delivery in command()]
-        deliveries += self._core.fail_all(self.died) if self.died is not None else self._core.abort_all()
-        self.stats = self._core.stats()
-        done, self._later = self._later, []
-        self._hand_over(deliveries, done)
