@@ -18,22 +18,17 @@ HEAD = '''"""Generated from ``anyengine/engine.py`` by ``tools/make_sync.py``; d
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, overload
-
-from anyio.from_thread import start_blocking_portal
+from typing import TYPE_CHECKING, Any, overload
 
 from anyengine.engine import Engine as AsyncEngine
-from anyengine.errors import EngineClosed
+from anyengine.sync.portal import Portal
 from anyengine.sync.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Self, Unpack
-
-    from anyio.from_thread import BlockingPortal
 
     from anyengine.backend import BackendInfo, EnginePlugin
     from anyengine.capabilities import Capabilities
@@ -46,43 +41,34 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine"]
 
-T = TypeVar("T")
-
 
 class Engine:
     """A loaded model in some inference engine; see :class:`anyengine.Engine`. Safe to call from any thread."""
 
-    def __init__(
-        self, engine: AsyncEngine, portal: BlockingPortal, running: AbstractContextManager[BlockingPortal]
-    ) -> None:
+    def __init__(self, engine: AsyncEngine, portal: Portal) -> None:
         self._engine = engine
         self._portal = portal
-        self._running: AbstractContextManager[BlockingPortal] | None = running
-
-    def _call(self, work: Callable[[], Awaitable[T]]) -> T:
-        if self._running is None:
-            raise EngineClosed(f"the engine {self._engine.name} was closed; load a new one", engine=self._engine.name)
-        return self._portal.call(work)
 '''
 LOAD = """
-running = start_blocking_portal("asyncio", name="anyengine")
-portal = running.__enter__()
+portal = Portal()
 try:
     loading = AsyncEngine.load({arguments})
-    return cls(portal.call(loading.__aenter__), portal, running)
+    return cls(portal.call(loading.__aenter__), portal)
 except BaseException:
-    running.__exit__(None, None, None)
+    portal.close()
     raise
+"""
+QUANTIZE = """
+portal = Portal()
+try:
+    return portal.call(partial(AsyncEngine.quantize, {arguments}))
+finally:
+    portal.close()
 """
 TAIL = '''
     def close(self) -> None:
         """Release everything; open requests end with reason ``abort``. Idempotent."""
-        running, self._running = self._running, None
-        if running is not None:
-            try:
-                self._portal.call(self._engine.close)
-            finally:
-                running.__exit__(None, None, None)
+        self._portal.close(self._engine.close)
 
     def __enter__(self) -> Self:
         return self
@@ -129,11 +115,10 @@ def synchronous(method: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.FunctionD
     elif method.name == "stream":
         body = f"return Stream(self._portal, {call}({passed(method.args, skip=skip)}))"
     elif "staticmethod" in decorators:
-        call = f"partial(AsyncEngine.{method.name}, {passed(method.args, skip=skip)})"
-        body = f'with start_blocking_portal("asyncio", name="anyengine") as portal:\n    return portal.call({call})'
+        body = QUANTIZE.format(arguments=passed(method.args, skip=skip))
     else:
         arguments = passed(method.args, skip=skip)
-        body = f"return self._call({f'partial({call}, {arguments})' if arguments else call})"
+        body = f"return self._portal.call({f'partial({call}, {arguments})' if arguments else call})"
     return ast.FunctionDef(
         name=method.name,
         args=method.args,

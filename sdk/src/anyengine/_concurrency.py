@@ -1,7 +1,8 @@
-"""Two small pieces that asynchronous code of ours shares."""
+"""Small pieces that asynchronous code of ours shares."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import anyio
@@ -9,7 +10,7 @@ import anyio
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 
-__all__ = ["Deferred", "together"]
+__all__ = ["Deferred", "despite_cancellation", "together"]
 
 T = TypeVar("T")
 
@@ -32,9 +33,31 @@ async def together(jobs: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> N
                 group.start_soon(job)
     except BaseExceptionGroup as failures:
         error = _first(failures)
-        raise error from error.__cause__
+    else:
+        return
+    raise error  # out here, so that the group is not its context
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     first = failures.exceptions[0]
     return _first(cast("BaseExceptionGroup[BaseException]", first)) if isinstance(first, BaseExceptionGroup) else first
+
+
+async def despite_cancellation(work: Coroutine[Any, Any, Any]) -> None:
+    """Finish ``work`` even if the caller is cancelled meanwhile, then let the cancellation go on."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    # The scope keeps anyio from cancelling again and again; asyncio's own cancellation comes once, and is kept.
+    with anyio.CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is None:
+        task.result()
+        return
+    failure = None if task.cancelled() else task.exception()
+    if failure is not None:
+        cancelled.add_note(f"and then: {failure}")
+    raise cancelled

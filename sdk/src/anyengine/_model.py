@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
+from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from anyengine.errors import InvalidConfig, InvalidRequest
 
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
+#: Whether a model is being validated around this one: then its place is not known here, and the outer one reports.
+_inside: ContextVar[bool] = ContextVar("anyengine_model_inside", default=False)
+
+
 class StrictModel(BaseModel):
     """Frozen, strict (``"1"`` is no ``1``), no unknown fields; a bad value raises ``error`` with the field's name."""
 
@@ -23,19 +29,33 @@ class StrictModel(BaseModel):
     error: ClassVar[type[InvalidRequest | InvalidConfig]] = InvalidRequest
 
     def __init__(self, /, **data: Any) -> None:
+        if _inside.get():
+            super().__init__(**data)
+            return
+        inside = _inside.set(True)
         try:
             super().__init__(**data)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             message, field = _explain(type(self), first)
             raise self.error(message, field=field) from error
+        finally:
+            _inside.reset(inside)
+
+    @field_validator("*")
+    @classmethod
+    def _fits_in_64_bits(cls, value: Any) -> Any:
+        # No engine counts further, no wire format carries more, and Python refuses to print a very long number.
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("is beyond 64 bits")
+        return value
 
     def changed(self, prefix: str = "") -> Iterator[str]:
-        """Yield the dotted names of the leaf fields whose value differs from the default."""
+        """Yield the dotted names of the leaf fields whose value differs from the default, in the models' order."""
         defaults = _defaults(type(self))
-        for name in self.model_fields_set:
+        for name in type(self).model_fields:
             value, default = getattr(self, name), defaults[name]
-            if value == default:
+            if name not in self.model_fields_set or value == default:
                 continue
             if isinstance(value, StrictModel) and isinstance(default, StrictModel):
                 yield from value.changed(f"{prefix}{name}.")
@@ -53,20 +73,44 @@ def _defaults(model: type[StrictModel]) -> dict[str, Any]:
 
 def _explain(model: type[StrictModel], error: ErrorDetails) -> tuple[str, str]:
     """Message and field name for the first thing that pydantic found wrong."""
+    unknown = error["type"] == "extra_forbidden"
     # Unions add the member's type to the path; a caller knows only field names and indices.
     path = [part for part in error["loc"] if isinstance(part, int) or part.isidentifier()]
+    if unknown and not str(error["loc"][-1]).isidentifier():
+        path.append(str(error["loc"][-1]))
     field = ".".join(str(part) for part in path) or model.__name__
-    if error["type"] == "extra_forbidden":
-        known = ", ".join(model.model_fields)
-        return f"unknown field {field!r}; the fields of {model.__name__} are {known}", field
-    shown = repr(error["input"])
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."  # noqa: PLR2004 a message stays on a line
+    if unknown:
+        for name in path[:-1]:
+            model = _submodel(model, name) or model
+        return f"unknown field {field!r}; the fields of {model.__name__} are {', '.join(model.model_fields)}", field
     reason = error["msg"].removeprefix("Value error, ")
-    return f"{field}: {reason[:1].lower()}{reason[1:]} (got {shown})", field
+    return f"{field}: {reason[:1].lower()}{reason[1:]} (got {_shown(error['input'])})", field
+
+
+def _submodel(model: type[StrictModel], name: str | int) -> type[StrictModel] | None:
+    annotation = model.model_fields[name].annotation if name in model.model_fields else None
+    members: tuple[Any, ...] = getattr(annotation, "__args__", (annotation,))
+    return next((m for m in members if isinstance(m, type) and issubclass(m, StrictModel)), None)
+
+
+#: Prints a value on one line whatever it is: however long, however deep.
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
+_REPR.maxlevel = 2
+
+
+def _shown(value: object) -> str:
+    try:
+        shown = _REPR.repr(value)
+    except Exception:  # noqa: BLE001 a repr that fails (a very long number) must not hide what was wrong
+        return f"a {type(value).__name__}"
+    return shown if len(shown) <= 80 else shown[:77] + "..."  # noqa: PLR2004 a message stays on a line
 
 
 def _to_tuple(value: object) -> object:
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        raise ValueError("input should be a list, not bytes")  # noqa: TRY004 pydantic reports it with the field's name
+    if isinstance(value, str) or not isinstance(value, Sequence):
         return value  # left to pydantic to refuse
     return tuple(cast("Sequence[object]", value))
 
@@ -75,7 +119,7 @@ def _strings(value: object) -> object:
     return (value,) if isinstance(value, str) else _to_tuple(value)
 
 
-#: Any sequence is accepted and a tuple is kept, so that models stay frozen in depth.
-TokenIds = Annotated[Sequence[Annotated[int, Field(ge=0)]], BeforeValidator(_to_tuple)]
+#: Any sequence is accepted and a tuple is kept, so that a caller's later changes do not reach what was validated.
+TokenIds = Annotated[Sequence[Annotated[int, Field(ge=0, lt=2**63)]], BeforeValidator(_to_tuple)]
 Words = Annotated[Sequence[Annotated[str, Field(min_length=1)]], BeforeValidator(_strings)]
 AsTuple = BeforeValidator(_to_tuple)

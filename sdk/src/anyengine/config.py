@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from anyengine._model import AsTuple, StrictModel
 from anyengine.errors import InvalidConfig
@@ -93,6 +93,20 @@ class SpeculativeConfig(_Config):
     model: str | None = None
     ngram_min: Positive = 2
     ngram_max: Positive = 4
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SpeculativeConfig:
+        # A field of another method would be read by nobody, and nothing is ever ignored.
+        of_ngram = [name for name in ("ngram_min", "ngram_max") if name in set(self.changed())]
+        if self.method != "ngram" and of_ngram:
+            raise ValueError(f"{of_ngram[0]} belongs to method 'ngram', not to {self.method!r}")
+        if self.method == "ngram" and self.model is not None:
+            raise ValueError("model belongs to a proposer that runs a network; method 'ngram' has none")
+        if self.method == "draft_model" and self.model is None:
+            raise ValueError("method 'draft_model' needs model, the proposer's checkpoint")
+        if self.ngram_min > self.ngram_max:
+            raise ValueError(f"ngram_min, {self.ngram_min}, is more than ngram_max, {self.ngram_max}")
+        return self
 
 
 class LoRAConfig(_Config):

@@ -5,28 +5,25 @@ from __future__ import annotations
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import anyio
-import anyio.to_thread
+import anyio.lowlevel
 
 from anyengine._concurrency import Deferred, together
-from anyengine.backend import QuantizeJob
+from anyengine._prompts import is_many, make_request, placed, prompt_of, token_ids_of
 from anyengine.config import EngineConfig
 from anyengine.errors import (
     AnyEngineError,
     InvalidConfig,
     InvalidRequest,
-    UnsupportedCapability,
-    UnsupportedParameter,
+    PluginError,
 )
 from anyengine.loading import EngineLoading
-from anyengine.plugins import EngineManager, find_engine
-from anyengine.request import GenerateRequest
 from anyengine.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -34,11 +31,14 @@ if TYPE_CHECKING:
     from anyengine.capabilities import Capabilities
     from anyengine.hub import ModelFiles
     from anyengine.outputs import Completion, Score
-    from anyengine.request import Message, Prompt, RequestOptions
+    from anyengine.request import GenerateRequest, Message, Prompt, RequestOptions
     from anyengine.runtime import Prepared, Runtime
     from anyengine.stats import EngineStats
 
 __all__ = ["Engine"]
+
+#: Prompts of a list that are checked in one go.
+_CHECKED_AT_ONCE = 64
 
 
 class Engine:
@@ -87,13 +87,15 @@ class Engine:
         def build() -> EngineConfig:
             if config is None:
                 if model is not None:
-                    options["model"] = str(model)
+                    options["model"] = str(model) if isinstance(model, Path) else model
                 return EngineConfig(**options)
             if options or model is not None:
                 raise InvalidConfig("give either config, or model and options, not both", field="config")
+            if not isinstance(cast("object", config), EngineConfig):
+                raise InvalidConfig(f"config: an EngineConfig is needed, not a {type(config).__name__}", field="config")
             return config
 
-        return EngineLoading(cls, engine, build, list(extensions))
+        return EngineLoading(cls, engine, build, extensions)
 
     @staticmethod
     async def quantize(
@@ -122,44 +124,12 @@ class Engine:
 
         Raises:
             UnsupportedCapability, UnsupportedParameter: the engine cannot quantise, or not by that scheme.
+            InvalidConfig: there is something at ``output``.
             ModelNotFound: the source is unusable.
         """
-        plugin = find_engine(engine) if isinstance(engine, str) else engine
-        description = plugin.describe()
-        offered = description.capabilities.quantize
-        if not offered:
-            raise UnsupportedCapability(
-                f"{description.name} cannot quantize", capability="quantize", engine=description.name
-            )
-        if scheme not in offered:
-            raise UnsupportedParameter(
-                f"{description.name} has no quantization scheme {scheme!r}; it has {', '.join(sorted(offered))}",
-                engine=description.name,
-                field="scheme",
-                supported=offered,
-            )
-        from anyengine.hub import resolve_model  # noqa: PLC0415 only who loads a model pays for the import
+        from anyengine.quantization import quantize  # noqa: PLC0415 few programs ever do
 
-        files = await anyio.to_thread.run_sync(
-            partial(resolve_model, str(model), revision=revision, builtin=description.models)
-        )
-        cancelled = False
-
-        def is_cancelled() -> bool:
-            return cancelled
-
-        def ignore(_done: int, _total: int) -> None: ...
-
-        job = QuantizeJob(
-            model=files, scheme=scheme, output=Path(output), progress=progress or ignore, cancelled=is_cancelled
-        )
-        hooks: Any = EngineManager(plugin).hook
-        try:
-            await hooks.quantize(job=job)
-        except BaseException:
-            cancelled = True
-            raise
-        return job.output
+        return await quantize(engine, str(model), scheme, Path(output), revision, progress)
 
     # -- what was loaded --------------------------------------------------------------------------
 
@@ -232,49 +202,54 @@ class Engine:
             Overloaded, RequestTimeout, EngineDied, EngineUnresponsive, PluginError: the request failed.
         """
         flow = next(self._flows)
-        if messages is None and _is_many(prompt):
+        if messages is None and is_many(prompt):
             return await self._generate_many(prompt, options, flow, return_exceptions=return_exceptions)
-        request = _request(prompt, messages, options)
+        request = make_request(prompt, messages, options)
+        if return_exceptions:
+            raise InvalidRequest("return_exceptions: needs a list of prompts", field="return_exceptions")
         return await self._generate(await self._runtime.prepare(request, flow))
 
-    def _generate(self, prepared: Prepared) -> Awaitable[Completion]:
+    async def _generate(self, prepared: Prepared) -> Completion:
         inner = Deferred(partial(self._runtime.generate, prepared))
-        return self._extensions.generate(
+        answer: Any = self._extensions.generate(
             engine=self._name, model=self._model.name, request=prepared.request, inner=inner
         )
+        if not hasattr(answer, "__await__"):
+            raise PluginError(f"an extension's generate hook returned a {type(answer).__name__}, not an awaitable")
+        return await answer
 
     async def _generate_many(
         self, prompts: Sequence[Prompt], options: RequestOptions, flow: int, *, return_exceptions: bool
     ) -> list[Any]:
-        requests: list[Prepared | AnyEngineError] = []
-        admitted = False
+        # Room for one prompt is held while the list lasts; the others follow as places come free.
+        results: list[Completion | AnyEngineError | None] = [None] * len(prompts)
+        ready: list[tuple[int, Prepared]] = []
         for position, prompt in enumerate(prompts):
             try:
-                request = _request(prompt, None, options)
-                # The queue's limit holds for the call; its later prompts only follow as earlier ones end.
-                requests.append(await self._runtime.prepare(request, flow, admitted=admitted))
-                admitted = True
+                request = make_request(prompt, None, options)
+                ready.append((position, await self._runtime.prepare(request, flow, admitted=True)))
             except AnyEngineError as error:
-                error.field = f"prompts[{position}].{error.field or ''}".rstrip(".")
+                results[position] = placed(error, position)
                 if not return_exceptions:
                     raise
-                requests.append(error)
-        results: list[Completion | AnyEngineError | None] = [None] * len(requests)
-        remaining = iter(enumerate(requests))
+            if position % _CHECKED_AT_ONCE == _CHECKED_AT_ONCE - 1:
+                await anyio.lowlevel.checkpoint()  # others on this loop have their turn
+        if not ready:
+            return cast("list[Any]", results)
+        n = ready[0][1].request.n
+        remaining = iter(ready)
 
         async def serve() -> None:
             for position, prepared in remaining:
-                if isinstance(prepared, AnyEngineError):
-                    results[position] = prepared
-                    continue
                 try:
                     results[position] = await self._generate(prepared)
                 except AnyEngineError as error:
+                    results[position] = placed(error, position)
                     if not return_exceptions:
                         raise
-                    results[position] = error
 
-        await together([serve] * min(len(requests), self._runtime.concurrency))
+        with self._runtime.admit(n):
+            await together([serve] * min(len(ready), -(-self._runtime.concurrency // n)))
         return cast("list[Any]", results)
 
     def stream(
@@ -291,9 +266,9 @@ class Engine:
             messages: a chat, instead of ``prompt``.
             options: fields of :class:`~anyengine.GenerateRequest`.
         """
-        if messages is None and _is_many(prompt):
+        if messages is None and is_many(prompt):
             raise InvalidRequest("prompt: stream takes one prompt; open one stream for each", field="prompt")
-        request = partial(_request, prompt, messages, options)
+        request = partial(make_request, prompt, messages, options)
         start = partial(self._extensions.stream, engine=self._name, model=self._model.name)
         return Stream(self._runtime, request, start, next(self._flows))
 
@@ -307,7 +282,8 @@ class Engine:
         Raises:
             UnsupportedCapability: the engine cannot score.
         """
-        return await self._runtime.score(_one_prompt(prompt), logprobs)
+        request = make_request(prompt, None, {"logprobs": logprobs})
+        return await self._runtime.score(prompt_of(request), logprobs)
 
     # -- text without a generation ----------------------------------------------------------------
 
@@ -325,8 +301,14 @@ class Engine:
             add_special_tokens: for text: let the tokenizer add its own, such as a beginning-of-sequence token.
             chat_template_kwargs: for messages: extra variables of the chat template.
         """
+        request = make_request(prompt, None, {"chat_template_kwargs": chat_template_kwargs or {}})
+        if not add_special_tokens and not isinstance(request.prompt, str):
+            raise InvalidRequest(
+                "add_special_tokens: only a text gets special tokens added; ids and chats are taken as they are",
+                field="add_special_tokens",
+            )
         return await self._runtime.tokenize(
-            _one_prompt(prompt), add_special_tokens=add_special_tokens, template=chat_template_kwargs or {}
+            prompt_of(request), add_special_tokens=add_special_tokens, template=request.chat_template_kwargs
         )
 
     async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -336,7 +318,7 @@ class Engine:
             token_ids: any ids; those outside the vocabulary have no text.
             skip_special_tokens: leave special tokens out.
         """
-        return await self._runtime.detokenize(token_ids, skip_special_tokens=skip_special_tokens)
+        return await self._runtime.detokenize(token_ids_of(token_ids), skip_special_tokens=skip_special_tokens)
 
     async def count_tokens(self, prompt: Prompt, *, chat_template_kwargs: Mapping[str, Any] | None = None) -> int:
         """Length of the prompt in tokens, as ``usage.prompt_tokens`` would say.
@@ -400,34 +382,3 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _is_many(prompt: object) -> TypeGuard[Sequence[Prompt]]:
-    """Whether it is a list of prompts: its members are texts or lists, not token ids or messages."""
-    if not isinstance(prompt, (list, tuple)):
-        return False
-    members = cast("Sequence[object]", prompt)
-    return not members or isinstance(members[0], (str, list, tuple))
-
-
-def _one_prompt(prompt: Prompt) -> Prompt:
-    """Hold a prompt against the request model, so that it is refused in the same words everywhere."""
-    request = _request(prompt, None, {})
-    return request.prompt if request.prompt is not None else request.messages or ()
-
-
-def _request(prompt: object, messages: Sequence[Message] | None, options: RequestOptions) -> GenerateRequest:
-    if isinstance(prompt, GenerateRequest):
-        if messages is not None or options:
-            raise InvalidRequest("give either a GenerateRequest, or a prompt and options, not both", field="prompt")
-        return prompt
-    fields: dict[str, Any] = dict(options)
-    if prompt is not None:
-        members = cast("Sequence[object]", prompt) if isinstance(prompt, (list, tuple)) else ()
-        is_chat = bool(members) and isinstance(members[0], dict)
-        if is_chat and messages is not None:
-            raise InvalidRequest("give exactly one of prompt and messages", field="prompt")
-        fields["messages" if is_chat else "prompt"] = prompt
-    if messages is not None:
-        fields["messages"] = list(messages)
-    return GenerateRequest(**fields)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict, cast
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from anyengine._model import AsTuple, StrictModel, TokenIds, Words
+from anyengine._model import StrictModel, TokenIds, Words
 from anyengine.errors import InvalidRequest, ModelNotFound
 
 __all__ = ["GenerateRequest", "Message", "Prompt", "RequestOptions", "SamplingParams", "Structured"]
@@ -86,8 +86,8 @@ class SamplingParams(StrictModel):
         """
         file = Path(model) / "generation_config.json"
         try:
-            recommended: dict[str, Any] = json.loads(file.read_bytes())
-        except (OSError, ValueError) as error:
+            recommended = cast("dict[str, Any]", _json_object(file.read_bytes()))
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelNotFound(f"no readable generation_config.json in {model}; give the values yourself") from error
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         values = {name: recommended[name] for name in names if recommended.get(name) is not None}
@@ -96,37 +96,59 @@ class SamplingParams(StrictModel):
         return cls(**values | overrides)
 
 
-def _bounded(source: str | None) -> str | None:
-    if source is not None and len(source) > MAX_STRUCTURED_LENGTH:
+def _json_object(source: bytes) -> object:
+    content = json.loads(source)
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004 unreadable in the same way as broken JSON
+    return content  # pyright: ignore[reportUnknownVariableType] any JSON
+
+
+def _bounded(source: str) -> str:
+    if len(source) > MAX_STRUCTURED_LENGTH:
         raise ValueError(f"has {len(source)} characters; at most {MAX_STRUCTURED_LENGTH} are allowed")
     return source
 
 
 def _schema(value: Any) -> Any:
-    """Take a schema as data or as JSON text; bound its size and depth before anything recursive sees it."""
+    """Take a schema as data or as JSON text; bound its size and depth before anything recursive sees it.
+
+    What is kept is a copy, so that a caller's later changes do not reach what was checked.
+    """
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = json.loads(_bounded(value))
         except RecursionError:
             raise ValueError(f"nested deeper than {MAX_SCHEMA_DEPTH} levels") from None
-    level, seen = [value], 0
+    if not isinstance(value, (dict, bool)):
+        raise ValueError("a schema is an object or a boolean")  # noqa: TRY004 pydantic reports it with the field's name
+    level: list[Any] = [value]
+    seen = 0
     for _ in range(MAX_SCHEMA_DEPTH):
-        level = [child for node in level for child in _children(node)]
-        seen += len(level)
-        if seen * 4 > MAX_STRUCTURED_LENGTH:
-            raise ValueError(f"has more than {MAX_STRUCTURED_LENGTH // 4} nodes")
+        children: list[Any] = []
+        for node in level:
+            inside = _children(node)
+            seen += len(inside)
+            if seen * 4 > MAX_STRUCTURED_LENGTH:
+                raise ValueError(f"has more than {MAX_STRUCTURED_LENGTH // 4} nodes")
+            children += inside
+        level = children
         if not level:
             break
     else:
         raise ValueError(f"nested deeper than {MAX_SCHEMA_DEPTH} levels")
-    _bounded(json.dumps(value))
-    return value
+    try:
+        return json.loads(_bounded(json.dumps(value, allow_nan=False)))
+    except TypeError as error:
+        raise ValueError(f"is not JSON data: {error}") from None
 
 
 def _children(node: object) -> list[Any]:
     if isinstance(node, dict):
-        return list(node.values())  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] any JSON
-    return node if isinstance(node, list) else []  # pyright: ignore[reportUnknownVariableType] any JSON
+        entries = cast("dict[object, object]", node)
+        if not all(isinstance(key, str) for key in entries):
+            raise ValueError("is not JSON data: keys must be text")
+        return list(entries.values())
+    return list(cast("Sequence[object]", node)) if isinstance(node, (list, tuple)) else []
 
 
 class Structured(StrictModel):
@@ -161,6 +183,23 @@ def _stops(stops: tuple[str, ...]) -> tuple[str, ...]:
     if len(stops) > MAX_STOP_STRINGS or any(len(stop) > MAX_STOP_LENGTH for stop in stops):
         raise ValueError(f"at most {MAX_STOP_STRINGS} stop strings of at most {MAX_STOP_LENGTH} characters are allowed")
     return stops
+
+
+def _kind_of_prompt(value: object) -> str | None:
+    """Which member of the union a prompt is meant to be, so that an error speaks of that one only."""
+    if isinstance(value, str):
+        return "a text"
+    return "token ids" if isinstance(value, Sequence) else None
+
+
+def _plain_messages(value: object) -> object:
+    """Any mapping is a message; what is kept is a dict."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return value
+    messages = cast("Sequence[object]", value)
+    return tuple(
+        dict(cast("Mapping[str, Any]", message)) if isinstance(message, Mapping) else message for message in messages
+    )
 
 
 class RequestOptions(TypedDict, total=False):
@@ -210,8 +249,18 @@ class GenerateRequest(StrictModel):
         chat_template_kwargs: extra variables of the chat template.
     """
 
-    prompt: str | TokenIds | None = None
-    messages: Annotated[tuple[dict[str, Any], ...], AsTuple, Field(min_length=1)] | None = None
+    prompt: (
+        Annotated[
+            Annotated[str, Tag("a text")] | Annotated[TokenIds, Tag("token ids")],
+            Discriminator(
+                _kind_of_prompt,
+                custom_error_type="prompt_type",
+                custom_error_message="Input should be text or a list of token ids",
+            ),
+        ]
+        | None
+    ) = None
+    messages: Annotated[tuple[dict[str, Any], ...], BeforeValidator(_plain_messages), Field(min_length=1)] | None = None
     sampling: SamplingParams = Field(default_factory=SamplingParams)
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] = 0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from anyengine.errors import Misuse
+from anyengine.errors import AnyEngineError, Misuse, PluginError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -55,32 +55,49 @@ class Stream:
         self._flow = flow
         self._inner: Any = None
         self._chunks: AsyncIterator[Chunk] | None = None
+        self._entered = False
 
     async def __aenter__(self) -> Self:
+        if self._entered:
+            raise Misuse("a stream can be entered once; make another with engine.stream(...)")
+        self._entered = True
         request = self._request()
         self._inner = self._runtime.stream(await self._runtime.prepare(request, self._flow))
         try:
-            self._chunks = self._hook(request=request, inner=self._inner)
+            chunks = self._hook(request=request, inner=self._inner)
+            if not hasattr(chunks, "__anext__"):
+                kind = type(chunks).__name__
+                raise PluginError(f"an extension's stream hook returned a {kind}, not an asynchronous iterator")
         except BaseException:  # an extension's own; __aexit__ will not be called
             await self._inner.aclose()
             raise
+        self._chunks = chunks
         return self
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         if self._chunks is None:
-            raise Misuse("a stream is a context manager: write `async with engine.stream(...) as stream`")
+            raise Misuse("a stream is read inside its context: `async with engine.stream(...) as stream`")
         # The innermost iterator itself: no layer of ours stands between it and the reader.
         return self._chunks
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        chunks, self._chunks = self._chunks, None
         with anyio.CancelScope(shield=True):
             try:
-                if self._chunks is not self._inner:
-                    aclose = getattr(self._chunks, "aclose", None)
+                if chunks is not self._inner:
+                    aclose = getattr(chunks, "aclose", None)
                     if aclose is not None:
                         await aclose()
             finally:
-                if self._inner is not None:
-                    await self._inner.aclose()
+                await self._close(error)
+
+    async def _close(self, error: BaseException | None) -> None:
+        try:
+            await self._inner.aclose()
+        except AnyEngineError as second:
+            if error is None:
+                raise
+            # What the body raised, a cancellation above all, is not replaced by what went wrong on the way out.
+            error.add_note(f"and then: {second.message}")

@@ -14,6 +14,12 @@ def chat(anyengine, lines: str, *arguments: str):
     return anyengine("chat", "--engine", "scripted", *arguments, stdin=lines)
 
 
+def said(anyengine, lines: str, *arguments: str) -> list[str]:
+    done = chat(anyengine, lines, *arguments)
+    assert (done.exit_code, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
 def prompts(anyengine) -> list[str]:
     return [request.prompt_text for request in anyengine.engine.plugin.loaded[-1].requests]
 
@@ -26,23 +32,22 @@ START = "<|im_start|>assistant\n"
 
 
 def test_each_line_is_a_turn_and_the_conversation_grows(anyengine):
-    done = chat(anyengine, "one\n\ntwo\n")
-    assert (done.exit_code, done.stdout, done.stderr) == (0, "Hello\nHello\n", "")
+    assert said(anyengine, "one\n\ntwo\n") == ["Hello", "Hello"]
     first = turn("user", "one")
     assert prompts(anyengine) == [first + START, first + turn("assistant", "Hello") + turn("user", "two") + START]
 
 
 def test_reset_forgets_all_but_the_system_message(anyengine):
-    chat(anyengine, "one\n/reset\ntwo\n", "--system", "be kind")
+    assert said(anyengine, "one\n/reset\ntwo\n", "--system", "be kind") == ["Hello", "Hello"]
     assert prompts(anyengine)[1] == turn("system", "be kind") + turn("user", "two") + START
 
 
 def test_quit_leaves(anyengine):
-    assert chat(anyengine, "one\n/quit\ntwo\n").stdout == "Hello\n"
+    assert said(anyengine, "one\n/quit\ntwo\n") == ["Hello"]
 
 
 def test_json_has_a_line_for_each_answer(anyengine):
-    answers = [json.loads(line) for line in chat(anyengine, "one\ntwo\n", "--json").stdout.splitlines()]
+    answers = [json.loads(line) for line in said(anyengine, "one\ntwo\n", "--json")]
     assert [(answer["text"], answer["finish"]["reason"]) for answer in answers] == [("Hello", "stop")] * 2
 
 

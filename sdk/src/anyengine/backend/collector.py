@@ -19,16 +19,23 @@ class DeltaCollector:
     ``loop.call_soon_threadsafe`` once a step, for all its streams).
     """
 
-    __slots__ = ("_delta", "_ended", "_error", "_waiter")
+    __slots__ = ("_delta", "_ended", "_error", "_finished", "_waiter")
 
     def __init__(self) -> None:
         self._delta: TokenDelta | None = None
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._ended = False
+        self._finished = False  # the last delta was put
+        self._ended = False  # and read
 
     def put(self, delta: TokenDelta) -> None:
-        """Hand over a delta; merged with one that still lies there. Its lists are taken over."""
+        """Hand over a delta; merged with one that still lies there. Its lists are taken over.
+
+        What comes after a finish is dropped: an engine's step may still be under way when a request is aborted.
+        """
+        if self._finished:
+            return
+        self._finished = delta.finish is not None
         waiting = self._delta
         if waiting is None:
             self._delta = delta

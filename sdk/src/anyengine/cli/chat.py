@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -93,13 +96,12 @@ class _Conversation:
 
     def _read(self) -> str | None:
         if self._typed:
-            try:
-                # The prompt is for a terminal; a program that reads our output shall not find it there.
-                return input("> " if sys.stdout.isatty() else "")
-            except EOFError:
-                click.echo(err=True)
-                return None
+            # On stderr: a program that reads our output shall not find it there.
+            click.echo("> ", nl=False, err=True)
+            _wait_for_input()
         line = sys.stdin.readline()
+        if not line and self._typed:
+            click.echo(err=True)
         return line.rstrip("\n") if line else None
 
     def _turn(self, line: str) -> None:
@@ -148,3 +150,20 @@ class _Conversation:
     def _note(self, text: str) -> None:
         if self._typed and not self._output.json:
             self._output.note(text)
+
+
+def _wait_for_input() -> None:
+    """Return when the terminal has a line, or raise KeyboardInterrupt.
+
+    A read by itself would miss an interrupt that comes just before it blocks; the descriptor that the interpreter
+    writes to when a signal arrives cannot be missed.
+    """
+    woken, waker = os.pipe()
+    os.set_blocking(waker, False)
+    previous = signal.set_wakeup_fd(waker)
+    try:
+        select.select([sys.stdin, woken], [], [])
+    finally:
+        signal.set_wakeup_fd(previous)
+        os.close(woken)
+        os.close(waker)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from anyengine.backend import BackendInfo
     from anyengine.outputs import Chunk, Completion, Score
@@ -37,7 +38,7 @@ class Prepared:
         request: as the caller gave it.
         payload: what the runtime made of it; only the runtime that made it reads it.
         flow: calls are served in turn; all prompts of one call are one flow.
-        admitted: whether the call as a whole has passed the queue's limit already.
+        admitted: whether the call as a whole holds a place in the queue already (see :meth:`Runtime.admit`).
     """
 
     request: GenerateRequest
@@ -65,6 +66,14 @@ class Runtime(ABC):
 
         Raises:
             InvalidRequest, UnsupportedParameter, UnsupportedCapability: it cannot be honoured.
+        """
+
+    @abstractmethod
+    def admit(self, count: int) -> AbstractContextManager[None]:
+        """Room in the queue for a call of many prompts, of which each makes ``count`` sequences, while it lasts.
+
+        Raises (on entering):
+            Overloaded: there is none.
         """
 
     @abstractmethod

@@ -9,6 +9,7 @@ from anyengine.errors import InvalidRequest, UnsupportedCapability, UnsupportedP
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from anyengine._model import StrictModel
     from anyengine.backend import BackendInfo, TokenRequest
     from anyengine.capabilities import Capabilities, LogprobsLevel
     from anyengine.config import EngineConfig
@@ -51,7 +52,7 @@ def check_config(engine: str, capabilities: Capabilities, config: EngineConfig) 
     if config.speculative is not None:
         _require(engine, "speculative.method", config.speculative.method, capabilities.speculative)
     _require(engine, "determinism", config.determinism, capabilities.determinism | {"none"})
-    _check_conflicts(engine, capabilities, {f"config.{name}" for name in active})
+    _check_conflicts(engine, capabilities, _switched_on("config.", config))
 
 
 #: Configuration fields whose values, not names, are declared.
@@ -68,17 +69,29 @@ def _require(engine: str, field: str, value: str, supported: Collection[str]) ->
     )
 
 
+def _switched_on(prefix: str, model: StrictModel) -> set[str]:
+    """Dotted names of the fields that ask for something. What is switched off excludes nothing."""
+
+    def value(name: str) -> object:
+        found: object = model
+        for part in name.split("."):
+            found = getattr(found, part)
+        return found
+
+    return {prefix + name for name in model.changed() if value(name) is not False}
+
+
 def _check_conflicts(engine: str, capabilities: Capabilities, active: Collection[str]) -> None:
     def is_active(name: str) -> bool:
         return any(field == name or field.startswith(f"{name}.") for field in active)
 
     for conflict in capabilities.conflicts:
         if is_active(conflict.first) and is_active(conflict.second):
-            first, second = (
-                name.removeprefix("config.").removeprefix("request.") for name in (conflict.first, conflict.second)
-            )
+            # The error is about what the caller can still change: the request's field, if one of them is.
+            other, named = sorted((conflict.first, conflict.second), key=lambda name: not name.startswith("config."))
+            other, named = (name.removeprefix("config.").removeprefix("request.") for name in (other, named))
             raise UnsupportedParameter(
-                f"{engine} cannot combine {first} with {second}: {conflict.reason}", engine=engine, field=second
+                f"{engine} cannot combine {named} with {other}: {conflict.reason}", engine=engine, field=named
             )
 
 
@@ -116,9 +129,9 @@ def check_request(engine: str, info: BackendInfo, config: EngineConfig, request:
             field="lora",
         )
     if capabilities.conflicts:
-        active = {f"sampling.{name}" for name in sampling} | {f"config.{name}" for name in config.changed()}
-        active |= {f"request.{name}" for name in changed if not name.startswith("sampling.")}
-        _check_conflicts(engine, capabilities, active)
+        asked = _switched_on("request.", request)
+        active = {name.removeprefix("request.") if name.startswith("request.sampling.") else name for name in asked}
+        _check_conflicts(engine, capabilities, active | _switched_on("config.", config))
 
 
 def _check_logprobs(

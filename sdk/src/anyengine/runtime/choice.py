@@ -8,20 +8,31 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from anyengine.errors import AnyEngineError, PluginError, RequestTimeout
+from anyengine._concurrency import despite_cancellation
+from anyengine.backend import TokenDelta
+from anyengine.errors import AnyEngineError, RequestTimeout
 from anyengine.outputs import Chunk, Completion, Finish, Timings, Usage
+from anyengine.runtime.contract import (
+    broken,
+    cause,
+    check_finish,
+    check_logprobs,
+    check_prompt_logprobs,
+    check_terminator,
+    mapped,
+)
 from anyengine.text.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator
 
-    from anyengine.backend import TokenDelta, TokenFinish, TokenRequest
+    from anyengine.backend import TokenFinish, TokenRequest
     from anyengine.outputs import FinishReason
     from anyengine.request import GenerateRequest
     from anyengine.runtime.admission import Admission
     from anyengine.text.decoding import DecoderTable
 
-__all__ = ["ChoiceStream", "despite_cancellation"]
+__all__ = ["ChoiceStream"]
 
 
 class ChoiceStream:
@@ -58,8 +69,10 @@ class ChoiceStream:
             skip_special_tokens=request.skip_special_tokens,
             include_stop=request.include_stop,
         )
+        self._terminators = tokens.terminators
         self._source: AsyncIterator[TokenDelta] | None = None
-        self._submitted: float | None = None
+        self._submitted: float | None = None  # None again once the place is given back
+        self._queue: float | None = None
         self._first_token: float | None = None
         self._count = 0
         self._over = False
@@ -82,13 +95,13 @@ class ChoiceStream:
                 self._over = True
                 chunk = await self._end(chunk, delta)
         except StopAsyncIteration:
-            await self.aclose()
-            raise PluginError(f"the stream of {self._engine} ended without a finish", engine=self._engine) from None
+            raise await self._failed(broken(self._engine, "ended its stream without a finish")) from None
         except Exception as error:  # noqa: BLE001 mapped, never swallowed
-            await self.aclose()
-            raise self._mapped(error) from error.__cause__ if isinstance(error, AnyEngineError) else error
+            raise await self._failed(error) from cause(error)
         if self._partial is not None:
             self._partial.append(chunk)
+            if chunk.finish is None and monotonic() >= (self._deadline or 0):  # a reader who came late
+                raise await self._failed(self._timed_out())
         return chunk
 
     async def run(self) -> Completion:
@@ -98,61 +111,96 @@ class ChoiceStream:
                 chunks = [chunk async for chunk in self]
             else:
                 await self._admit()
-                chunks = [self._chunk(await self._hooks.generate(request=self.tokens), streamed=False)]
+                chunks = [self._chunk(_checked(await self._hooks.generate(request=self.tokens)), streamed=False)]
                 self._over = True
                 self._release()
+            finish = chunks[-1].finish
+            if finish is None:
+                raise broken(self._engine, "gave a result without a finish")
         except Exception as error:  # noqa: BLE001 mapped, never swallowed
-            raise self._mapped(error) from error.__cause__ if isinstance(error, AnyEngineError) else error
-        finally:
-            await self.aclose()
-        finish = chunks[-1].finish
-        if finish is None:
-            raise PluginError(f"the result of {self._engine} has no finish", engine=self._engine)
+            raise await self._failed(error) from cause(error)
+        except BaseException as error:
+            await self.close_after(error)
+            raise
         return collect(chunks, self.tokens, finish)
 
-    def _mapped(self, error: Exception) -> AnyEngineError:
-        """Our own errors as they are; anything else is a plugin that did not map it."""
-        if isinstance(error, AnyEngineError):
-            error.engine = error.engine or self._engine
-            return error
-        message = f"{self._engine} raised {type(error).__name__}, which its plugin does not map: {error}"
-        return PluginError(message, engine=self._engine)
+    def partial(self) -> Completion | None:
+        """What there is when the time is up; None if no token has come. Nothing more can be read afterwards."""
+        chunks = self._partial
+        if not chunks or not self._count:
+            return None
+        finish = chunks[-1].finish
+        if finish is None:
+            finish = self._finish("abort", None, None)
+            # What was held back as the possible beginning of a stop string, or of a character.
+            chunks.append(Chunk(self._text.finish(), [], None, self.index, finish))
+        return collect(chunks, self.tokens, finish)
+
+    def _timed_out(self) -> RequestTimeout:
+        message = f"the request ran past its timeout of {self._request.timeout} s, after {self._count} tokens"
+        return RequestTimeout(message, engine=self._engine, partial=self.partial())
+
+    async def _failed(self, error: Exception) -> AnyEngineError:
+        """Leave the engine, and say what is raised: our own errors as they are, others as the plugin's."""
+        raised = mapped(error, self._engine)
+        await self.close_after(raised)
+        return raised
+
+    async def close_after(self, error: BaseException) -> None:
+        """``aclose`` where something is being raised already: a second failure is noted, and does not replace it."""
+        try:
+            await self.aclose()
+        except AnyEngineError as second:
+            error.add_note(f"and then: {second.message}")
 
     async def _admit(self) -> None:
         reserved, self._reserved = self._reserved, False
         await self._admission.acquire(self._flow, reserved=reserved)
         self._submitted = monotonic()
+        self._queue = self._submitted - self._called
 
     async def _start(self) -> AsyncIterator[TokenDelta]:
-        await self._admit()
-        self._source = source = self._hooks.stream(request=self.tokens)
+        if self._submitted is None:
+            await self._admit()
+        source = self._hooks.stream(request=self.tokens)
+        if not hasattr(source, "__anext__"):
+            close = getattr(source, "close", None)
+            if close is not None:  # a coroutine that nobody will await
+                close()
+            raise broken(self._engine, f"returned a {type(source).__name__} from stream, not an asynchronous iterator")
+        self._source = source
         return source
 
     async def _next_in_time(self, deadline: float) -> TokenDelta:
         loop = asyncio.get_running_loop()
+        limit = asyncio.timeout_at(loop.time() + deadline - monotonic())
         try:
-            async with asyncio.timeout_at(loop.time() + deadline - monotonic()):
+            async with limit:
                 return await (self._source or await self._start()).__anext__()
         except TimeoutError as error:
-            if monotonic() < deadline:  # the engine's own, not ours
+            if not limit.expired():  # the engine's own, not ours
                 raise
-            partial = collect(self._partial or [], self.tokens, self._finish("abort", None, None))
-            message = f"the request ran past its timeout of {self._request.timeout} s, after {self._count} tokens"
-            raise RequestTimeout(message, engine=self._engine, partial=partial if self._count else None) from error
+            raise self._timed_out() from error
 
     def _chunk(self, delta: TokenDelta, *, streamed: bool = True) -> Chunk:
         """Text and accounting for one delta."""
         token_ids = delta.token_ids
         finish = delta.finish
+        total = self._count + len(token_ids)
+        # This runs for every token: what is rare, or asked for rarely, is checked elsewhere.
+        if finish is not None:
+            check_finish(self._engine, self.tokens, delta, finish, total)
+        elif not token_ids:
+            raise broken(self._engine, "gave a delta without a token that is not the last one")
+        if total > self.tokens.max_tokens:
+            raise broken(self._engine, f"gave {total} tokens where max_tokens is {self.tokens.max_tokens}")
+        if not self._terminators.isdisjoint(token_ids):
+            check_terminator(self._engine, self.tokens, token_ids, finish, total)
+        if delta.logprobs is not None or self.tokens.logprobs is not None:
+            check_logprobs(self._engine, self.tokens, token_ids, delta.logprobs)
         if streamed and token_ids and self._first_token is None:
             self._first_token = monotonic()
         by_token = finish is not None and finish.reason == "stop"
-        if by_token and not (token_ids and token_ids[-1] in self.tokens.terminators):
-            raise PluginError(
-                f"{self._engine} ended a sequence with reason 'stop', but its last token "
-                f"({token_ids[-1] if token_ids else 'none'}) is none of {sorted(self.tokens.terminators)}",
-                engine=self._engine,
-            )
         text = self._text.feed(token_ids, terminated=by_token)
         if finish is not None and self._text.stopped is None:
             text += self._text.finish()
@@ -163,27 +211,22 @@ class ChoiceStream:
             self._count += keep
             logprobs = None if delta.logprobs is None else delta.logprobs[:keep]
             return Chunk(text, token_ids[:keep], logprobs, self.index, self._finish("stop", match.stop, finish))
-        self._count += len(token_ids)
-        if self._count > self.tokens.max_tokens:
-            raise PluginError(
-                f"{self._engine} gave {self._count} tokens where max_tokens is {self.tokens.max_tokens}",
-                engine=self._engine,
-            )
+        self._count = total
         if finish is None:
             return Chunk(text, token_ids, delta.logprobs, self.index)
         end = self._finish(finish.reason, token_ids[-1] if by_token else None, finish)
         return Chunk(text, token_ids, delta.logprobs, self.index, end)
 
     def _finish(self, reason: FinishReason, stop_reason: str | int | None, finish: TokenFinish | None) -> Finish:
-        now = monotonic()
+        total = monotonic() - self._called
         return Finish(
             reason,
             stop_reason,
             Usage(len(self.tokens.prompt_token_ids), self._count, None if finish is None else finish.cached_tokens),
             Timings(
-                queue=(self._submitted or now) - self._called,
+                queue=total if self._queue is None else self._queue,
                 time_to_first_token=None if self._first_token is None else self._first_token - self._called,
-                total=now - self._called,
+                total=total,
             ),
             self.tokens.sampling.seed,
             None if finish is None else finish.prompt_logprobs,
@@ -193,12 +236,14 @@ class ChoiceStream:
         """Leave the engine; where a stop string ended the text before the engine did, hear its last word first."""
         source, end = self._source, chunk.finish
         if delta.finish is None and source is not None and end is not None:
-            await despite_cancellation(self._hooks.abort(request_id=self.tokens.id))
+            await despite_cancellation(self._abort())
+            heard: TokenFinish | None = None
             async for last in source:
-                if last.finish is not None:
-                    usage = replace(end.usage, cached_tokens=last.finish.cached_tokens)
-                    end = replace(end, usage=usage, prompt_logprobs=last.finish.prompt_logprobs)
-            chunk = replace(chunk, finish=end)
+                heard = last.finish or heard
+            check_prompt_logprobs(self._engine, self.tokens, heard)
+            if heard is not None:
+                usage = replace(end.usage, cached_tokens=heard.cached_tokens)
+                chunk = replace(chunk, finish=replace(end, usage=usage, prompt_logprobs=heard.prompt_logprobs))
         self._source = None
         aclose = getattr(source, "aclose", None)
         if aclose is not None:  # a generator that has given its last item still stands at its last yield
@@ -211,6 +256,12 @@ class ChoiceStream:
         if submitted is not None:
             self._admission.release(monotonic() - submitted)
 
+    async def _abort(self) -> None:
+        try:
+            await self._hooks.abort(request_id=self.tokens.id)
+        except Exception as error:  # noqa: BLE001 mapped, never swallowed
+            raise mapped(error, self._engine) from cause(error)
+
     async def aclose(self) -> None:
         """Abort what still runs; the engine holds nothing of the sequence when this returns. Idempotent."""
         self._over = True
@@ -221,12 +272,22 @@ class ChoiceStream:
             return
         source, self._source = self._source, None
         try:
-            await despite_cancellation(self._hooks.abort(request_id=self.tokens.id))
-            aclose = getattr(source, "aclose", None)
-            if aclose is not None:
-                await despite_cancellation(aclose())
+            await despite_cancellation(self._abort())
         finally:
-            self._release()
+            try:
+                aclose = getattr(source, "aclose", None)
+                if aclose is not None:  # in the task that read it: its own cancel scopes and contexts ask for that
+                    await aclose()
+            except Exception as error:  # noqa: BLE001 as above
+                raise mapped(error, self._engine) from cause(error)
+            finally:
+                self._release()
+
+
+def _checked(result: object) -> TokenDelta:
+    if not isinstance(result, TokenDelta):
+        raise TypeError(f"generate returned a {type(result).__name__}, not a TokenDelta")
+    return result
 
 
 def collect(chunks: list[Chunk], tokens: TokenRequest, finish: Finish) -> Completion:
@@ -244,19 +305,3 @@ def collect(chunks: list[Chunk], tokens: TokenRequest, finish: Finish) -> Comple
         prompt_logprobs=finish.prompt_logprobs,
         index=chunks[0].index if chunks else 0,
     )
-
-
-async def despite_cancellation(work: Coroutine[Any, Any, Any]) -> None:
-    """Finish ``work`` even if the caller is cancelled meanwhile, then let the cancellation go on."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-    task.result()
-    if cancelled is not None:
-        raise cancelled

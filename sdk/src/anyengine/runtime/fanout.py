@@ -6,8 +6,8 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
-from anyengine.errors import RequestTimeout
-from anyengine.runtime.choice import despite_cancellation
+from anyengine._concurrency import despite_cancellation
+from anyengine.errors import AnyEngineError, RequestTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,21 +30,23 @@ class FanOut:
         self._tasks: list[asyncio.Task[None]] = []
         self._ready: deque[tuple[Chunk, asyncio.Event]] = deque()
         self._arrived = asyncio.Event()
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         self._left = len(choices)
+        self._over = False
 
     def __aiter__(self) -> FanOut:
         return self
 
     async def __anext__(self) -> Chunk:
-        if not self._tasks and self._left:
+        if self._over:
+            raise StopAsyncIteration
+        if not self._tasks:
             self._tasks = [asyncio.create_task(self._pump(choice)) for choice in self._choices]
         while not self._ready:
             if self._error is not None:
-                error, self._left, self._error = self._error, 0, None
-                await self.aclose()
-                raise error
+                raise await self._failed(self._error)
             if not self._left:
+                self._over = True
                 raise StopAsyncIteration
             self._arrived.clear()
             await self._arrived.wait()
@@ -65,18 +67,25 @@ class FanOut:
         finally:
             self._left -= 1
             self._arrived.set()
+            await choice.aclose()
+
+    async def _failed(self, error: Exception) -> Exception:
+        try:
+            await self.aclose()
+        except AnyEngineError as second:
+            error.add_note(f"and then: {second.message}")
+        if isinstance(error, RequestTimeout):
+            error.partial = _joined_partial(self._choices)
+        return error
 
     async def aclose(self) -> None:
         """Abort every sequence that still runs. Idempotent."""
-        self._left = 0
+        self._over = True
         self._ready.clear()
-        for task in self._tasks:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
             task.cancel()
-        await despite_cancellation(self._close_all())
-
-    async def _close_all(self) -> None:
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(choice.aclose() for choice in self._choices))
+        await despite_cancellation(_close_all(self._choices, tasks))
 
 
 async def run_all(choices: Sequence[ChoiceStream]) -> Completion:
@@ -88,25 +97,37 @@ async def run_all(choices: Sequence[ChoiceStream]) -> Completion:
     if len(choices) == 1:
         return await choices[0].run()
     tasks = [asyncio.create_task(choice.run()) for choice in choices]
+    error: BaseException | None = None
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        errors = [task.exception() for task in tasks if task.done() and not task.cancelled()]
-        failed = next((error for error in errors if error is not None), None)
-        if isinstance(failed, RequestTimeout):
-            # The sequences share the deadline: the others end by themselves, now.
-            await asyncio.wait(tasks)
-            raise _joined_timeout(failed, tasks)
-        if failed is not None:
-            raise failed
+        errors = [task.exception() for task in tasks if task.done()]
+        error = next((error for error in errors if error is not None), None)
     finally:
         for task in tasks:
             task.cancel()
-        await despite_cancellation(_settled(tasks))
+        await despite_cancellation(_settled(choices, tasks))
+    if isinstance(error, RequestTimeout):
+        error.partial = _joined_partial(choices)
+    if error is not None:
+        raise error
     return _joined([task.result() for task in tasks])
 
 
-async def _settled(tasks: Sequence[asyncio.Task[Completion]]) -> None:
+async def _close_all(choices: Sequence[ChoiceStream], tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Wait for cancelled tasks, each of which closes its own sequence, and close what never began."""
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    for choice in choices:
+        await choice.aclose()
+    failure = next((result for result in results if isinstance(result, Exception)), None)
+    if failure is not None:
+        raise failure
+
+
+async def _settled(choices: Sequence[ChoiceStream], tasks: Sequence[asyncio.Task[Completion]]) -> None:
+    """The same where each task's failure is known to the caller."""
     await asyncio.gather(*tasks, return_exceptions=True)
+    for choice in choices:
+        await choice.aclose()
 
 
 def _joined(completions: Sequence[Completion]) -> Completion:
@@ -115,13 +136,7 @@ def _joined(completions: Sequence[Completion]) -> Completion:
     return first
 
 
-def _joined_timeout(error: RequestTimeout, tasks: Sequence[asyncio.Task[Completion]]) -> RequestTimeout:
-    parts: list[Completion] = []
-    for task in tasks:
-        failure = task.exception()
-        if failure is None:
-            parts.append(task.result())
-        elif isinstance(failure, RequestTimeout) and failure.partial is not None:
-            parts.append(failure.partial)
-    error.partial = _joined(parts) if parts else None
-    return error
+def _joined_partial(choices: Sequence[ChoiceStream]) -> Completion | None:
+    """What all sequences together had when the time was up: they share the deadline."""
+    parts = [part for choice in choices if (part := choice.partial()) is not None]
+    return _joined(parts) if parts else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from contextlib import contextmanager
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,29 +13,31 @@ import msgspec
 
 from anyengine.backend import TokenRequest
 from anyengine.errors import (
-    AnyEngineError,
     EngineClosed,
     InvalidRequest,
     PluginError,
     UnsupportedCapability,
+    UnsupportedParameter,
 )
+from anyengine.outputs import Score
 from anyengine.runtime.admission import Admission
 from anyengine.runtime.base import Prepared, Runtime
 from anyengine.runtime.checks import check_request, check_vocabulary
 from anyengine.runtime.choice import ChoiceStream
+from anyengine.runtime.contract import broken, cause, mapped
 from anyengine.runtime.fanout import FanOut, run_all
+from anyengine.stats import EngineStats
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 
     from anyengine.backend import Backend, BackendInfo
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
-    from anyengine.outputs import Completion, Score
+    from anyengine.outputs import Completion
     from anyengine.plugins import EngineManager
     from anyengine.request import GenerateRequest, Message, Prompt
     from anyengine.runtime.base import ChunkStream
-    from anyengine.stats import EngineStats
     from anyengine.text.tokenizer import TextTokenizer
 
 __all__ = ["LocalRuntime"]
@@ -72,6 +75,8 @@ class LocalRuntime(Runtime):
         self._admission = Admission(self._concurrency, config.scheduling.max_queued_requests, name)
         self._ids = count()
         self._closed = False
+        self._released = False
+        self._closing = asyncio.Lock()
 
     @property
     def info(self) -> BackendInfo:
@@ -90,11 +95,14 @@ class LocalRuntime(Runtime):
         text, token_ids = await self._prompt(request)
         tokens = self._resolve(request, text, token_ids)
         check_vocabulary(self._name, self._info.vocab_size, tokens)
-        await self._guard(self._validate(tokens))
+        self._validate(tokens)
         return Prepared(request, (tokens, called), flow, admitted)
 
-    async def _validate(self, tokens: TokenRequest) -> None:
-        self._hooks.validate(request=tokens)
+    def _validate(self, tokens: TokenRequest) -> None:
+        try:
+            self._hooks.validate(request=tokens)
+        except Exception as error:  # noqa: BLE001 mapped, never swallowed
+            raise mapped(error, self._name) from cause(error)
 
     async def _prompt(self, request: GenerateRequest) -> tuple[str | None, list[int]]:
         """The prompt as text, if there is one, and as tokens."""
@@ -129,6 +137,17 @@ class LocalRuntime(Runtime):
                 engine=self._name,
                 field="max_tokens",
             )
+        if request.min_tokens > room:
+            raise InvalidRequest(
+                f"min_tokens: {request.min_tokens} do not fit; the context of {self._info.max_model_len} tokens leaves "
+                f"{room} after a prompt of {len(token_ids)}",
+                engine=self._name,
+                field="min_tokens",
+            )
+        if text is None and not self._info.capabilities.token_prompts:
+            raise UnsupportedParameter(
+                f"prompt: {self._name} takes text only, not token ids", engine=self._name, field="prompt"
+            )
         sampling = request.sampling
         if sampling.seed is None and not sampling.greedy and self._info.capabilities.unseeded == "fixed":
             sampling = sampling.model_copy(update={"seed": secrets.randbits(62)})
@@ -151,16 +170,24 @@ class LocalRuntime(Runtime):
             cache_salt=request.cache_salt,
         )
 
+    @contextmanager
+    def admit(self, count: int) -> Generator[None]:
+        self._check_open()
+        self._admission.reserve(count)
+        try:
+            yield
+        finally:
+            self._admission.give_back(count)
+
     def _choices(self, prepared: Prepared) -> list[ChoiceStream]:
         self._check_open()
         tokens, called = prepared.payload
         request = prepared.request
-        if not prepared.admitted:
-            self._admission.reserve(request.n)
-        return [
+        name = f"{self._name}-{next(self._ids)}"  # a wrapper may submit a request twice, to try again
+        choices = [
             ChoiceStream(
                 request=request,
-                tokens=_numbered(tokens, index, request.n),
+                tokens=_numbered(tokens, name, index, request.n),
                 index=index,
                 hooks=self._hooks,
                 engine=self._name,
@@ -172,6 +199,9 @@ class LocalRuntime(Runtime):
             )
             for index in range(request.n)
         ]
+        if not prepared.admitted:
+            self._admission.reserve(request.n)
+        return choices
 
     def stream(self, prepared: Prepared) -> ChunkStream:
         choices = self._choices(prepared)
@@ -204,9 +234,16 @@ class LocalRuntime(Runtime):
             raise InvalidRequest(
                 f"prompt: token ids must be 0 to {self._info.vocab_size - 1}", engine=self._name, field="prompt"
             )
-        return await self._guard(self._hooks.score(token_ids=token_ids, logprobs=logprobs))
+        score = await self._guard(lambda: self._hooks.score(token_ids=token_ids, logprobs=logprobs), Score)
+        if score.token_ids != token_ids or len(score.entries) != len(token_ids):
+            raise PluginError(
+                f"{self._name} scored {len(score.entries)} tokens of {len(token_ids)}, or others than were asked for",
+                engine=self._name,
+            )
+        return score
 
     async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool, template: Mapping[str, Any]) -> list[int]:
+        self._check_open()
         if isinstance(prompt, str):
             return await self._encode(prompt, add_special_tokens=add_special_tokens)
         if prompt and isinstance(prompt[0], int):
@@ -215,9 +252,11 @@ class LocalRuntime(Runtime):
         return await self._encode(text, add_special_tokens=False)
 
     async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        self._check_open()
         return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     async def apply_chat_template(self, messages: Sequence[Message], template: Mapping[str, Any]) -> str:
+        self._check_open()
         # In a thread: a hostile template may take seconds before its budget is used up.
         return await asyncio.to_thread(
             self._tokenizer.apply_chat_template, messages, chat_template=self._config.chat_template, kwargs=template
@@ -227,54 +266,55 @@ class LocalRuntime(Runtime):
 
     async def stats(self) -> EngineStats:
         self._check_open()
-        stats = await self._guard(self._hooks.stats())
-        return msgspec.structs.replace(stats, queued=self._admission.queued)
+        stats = await self._guard(self._hooks.stats, EngineStats)
+        return msgspec.structs.replace(stats, queued=self._admission.waiting)
 
     async def health(self) -> None:
         self._check_open()
-        await self._guard(self._hooks.health())
+        await self._guard(self._hooks.health, object)
 
     async def sleep(self) -> None:
         self._check_open()
         self._require_sleep()
-        await self._guard(self._hooks.sleep())
+        await self._guard(self._hooks.sleep, object)
 
     async def wake(self) -> None:
         self._check_open()
         self._require_sleep()
-        await self._guard(self._hooks.wake())
+        await self._guard(self._hooks.wake, object)
 
     def _require_sleep(self) -> None:
         if not self._info.capabilities.sleep:
             raise UnsupportedCapability(f"{self._name} cannot sleep", capability="sleep", engine=self._name)
 
     async def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._admission.close()
-            await self._guard(self._hooks.close())
+        self._closed = True
+        self._admission.close()
+        async with self._closing:  # who comes second waits for the first
+            if not self._released:
+                self._released = True
+                await self._guard(self._hooks.close, object)
 
     def _check_open(self) -> None:
         if self._closed:
             raise EngineClosed(f"the engine {self._name} was closed; load a new one", engine=self._name)
 
-    async def _guard(self, work: Awaitable[T]) -> T:
-        """Await a hook; what it raises beside our own errors is a plugin that did not map it."""
+    async def _guard(self, hook: Callable[[], Awaitable[object]], expected: type[T]) -> T:
+        """Await a hook; a plugin that raises what it did not map, or returns something else, is in error."""
         try:
-            return await work
-        except AnyEngineError as error:
-            error.engine = error.engine or self._name
-            raise
-        except Exception as error:
-            message = f"{self._name} raised {type(error).__name__}, which its plugin does not map: {error}"
-            raise PluginError(message, engine=self._name) from error
+            result = await hook()
+            if not isinstance(result, expected):
+                raise broken(self._name, f"returned a {type(result).__name__}, not a {expected.__name__}")
+        except Exception as error:  # noqa: BLE001 mapped, never swallowed
+            raise mapped(error, self._name) from cause(error)
+        return result
 
 
-def _numbered(tokens: TokenRequest, index: int, n: int) -> TokenRequest:
+def _numbered(tokens: TokenRequest, name: str, index: int, n: int) -> TokenRequest:
     """The request of one of ``n`` sequences: its own id, and the seed plus its index."""
     if n == 1:
-        return tokens
+        return msgspec.structs.replace(tokens, id=name)
     sampling = tokens.sampling
     if sampling.seed is not None:
         sampling = sampling.model_copy(update={"seed": (sampling.seed + index) % 2**63})
-    return msgspec.structs.replace(tokens, id=f"{tokens.id}.{index}", sampling=sampling)
+    return msgspec.structs.replace(tokens, id=f"{name}.{index}", sampling=sampling)

@@ -49,9 +49,11 @@ def write_plugin(name: str, directory: Path | None = None) -> tuple[Path, list[s
         raise InvalidConfig(f"directory: {folder} exists already and is not empty", field="directory")
     words = "".join(part.capitalize() for part in name.split("-"))
     values = {"name": name, "module": f"anyengine_{name.replace('-', '_')}", "cls": words, "sdk": version("anyengine")}
+    # Folders that have other names here: one is only known now, and packagers leave folders of tests out.
+    places = {"PACKAGE": values["module"], "TESTS": "tests"}
     written: list[str] = []
     for path, template in sorted(_templates(files("anyengine.scaffold") / "templates", PurePosixPath())):
-        relative = str(path).replace("PACKAGE", values["module"]).removesuffix(_ENDING)
+        relative = "/".join(places.get(part, part) for part in path.parts).removesuffix(_ENDING)
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(Template(template.read_text(encoding="utf-8")).substitute(values), encoding="utf-8")

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, overload
-
-from anyio.from_thread import start_blocking_portal
+from typing import TYPE_CHECKING, Any, overload
 
 from anyengine.engine import Engine as AsyncEngine
-from anyengine.errors import EngineClosed
+from anyengine.sync.portal import Portal
 from anyengine.sync.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Self, Unpack
-
-    from anyio.from_thread import BlockingPortal
 
     from anyengine.backend import BackendInfo, EnginePlugin
     from anyengine.capabilities import Capabilities
@@ -31,23 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine"]
 
-T = TypeVar("T")
-
 
 class Engine:
     """A loaded model in some inference engine; see :class:`anyengine.Engine`. Safe to call from any thread."""
 
-    def __init__(
-        self, engine: AsyncEngine, portal: BlockingPortal, running: AbstractContextManager[BlockingPortal]
-    ) -> None:
+    def __init__(self, engine: AsyncEngine, portal: Portal) -> None:
         self._engine = engine
         self._portal = portal
-        self._running: AbstractContextManager[BlockingPortal] | None = running
-
-    def _call(self, work: Callable[[], Awaitable[T]]) -> T:
-        if self._running is None:
-            raise EngineClosed(f"the engine {self._engine.name} was closed; load a new one", engine=self._engine.name)
-        return self._portal.call(work)
 
     @classmethod
     def load(
@@ -75,13 +60,12 @@ class Engine:
             UnknownEngine, InvalidConfig, UnsupportedParameter: the call cannot be right.
             ModelNotFound, OutOfMemory, EngineStartupError, PluginError: the engine did not come up.
         """
-        running = start_blocking_portal("asyncio", name="anyengine")
-        portal = running.__enter__()
+        portal = Portal()
         try:
             loading = AsyncEngine.load(engine, model, config=config, extensions=extensions, **options)
-            return cls(portal.call(loading.__aenter__), portal, running)
+            return cls(portal.call(loading.__aenter__), portal)
         except BaseException:
-            running.__exit__(None, None, None)
+            portal.close()
             raise
 
     @staticmethod
@@ -111,9 +95,11 @@ class Engine:
 
         Raises:
             UnsupportedCapability, UnsupportedParameter: the engine cannot quantise, or not by that scheme.
+            InvalidConfig: there is something at ``output``.
             ModelNotFound: the source is unusable.
         """
-        with start_blocking_portal("asyncio", name="anyengine") as portal:
+        portal = Portal()
+        try:
             return portal.call(
                 partial(
                     AsyncEngine.quantize,
@@ -125,6 +111,8 @@ class Engine:
                     progress=progress,
                 )
             )
+        finally:
+            portal.close()
 
     @property
     def name(self) -> str:
@@ -196,7 +184,7 @@ class Engine:
             InvalidRequest, UnsupportedParameter, UnsupportedCapability: nothing was submitted.
             Overloaded, RequestTimeout, EngineDied, EngineUnresponsive, PluginError: the request failed.
         """
-        return self._call(
+        return self._portal.call(
             partial(self._engine.generate, prompt, messages=messages, return_exceptions=return_exceptions, **options)
         )
 
@@ -226,7 +214,7 @@ class Engine:
         Raises:
             UnsupportedCapability: the engine cannot score.
         """
-        return self._call(partial(self._engine.score, prompt, logprobs=logprobs))
+        return self._portal.call(partial(self._engine.score, prompt, logprobs=logprobs))
 
     def tokenize(
         self, prompt: Prompt, *, add_special_tokens: bool = True, chat_template_kwargs: Mapping[str, Any] | None = None
@@ -238,7 +226,7 @@ class Engine:
             add_special_tokens: for text: let the tokenizer add its own, such as a beginning-of-sequence token.
             chat_template_kwargs: for messages: extra variables of the chat template.
         """
-        return self._call(
+        return self._portal.call(
             partial(
                 self._engine.tokenize,
                 prompt,
@@ -254,7 +242,7 @@ class Engine:
             token_ids: any ids; those outside the vocabulary have no text.
             skip_special_tokens: leave special tokens out.
         """
-        return self._call(partial(self._engine.detokenize, token_ids, skip_special_tokens=skip_special_tokens))
+        return self._portal.call(partial(self._engine.detokenize, token_ids, skip_special_tokens=skip_special_tokens))
 
     def count_tokens(self, prompt: Prompt, *, chat_template_kwargs: Mapping[str, Any] | None = None) -> int:
         """Length of the prompt in tokens, as ``usage.prompt_tokens`` would say.
@@ -263,7 +251,7 @@ class Engine:
             prompt: text, token ids, or messages.
             chat_template_kwargs: for messages: extra variables of the chat template.
         """
-        return self._call(partial(self._engine.count_tokens, prompt, chat_template_kwargs=chat_template_kwargs))
+        return self._portal.call(partial(self._engine.count_tokens, prompt, chat_template_kwargs=chat_template_kwargs))
 
     def apply_chat_template(
         self, messages: Sequence[Message], *, chat_template_kwargs: Mapping[str, Any] | None = None
@@ -274,13 +262,13 @@ class Engine:
             messages: the chat.
             chat_template_kwargs: extra variables of the template.
         """
-        return self._call(
+        return self._portal.call(
             partial(self._engine.apply_chat_template, messages, chat_template_kwargs=chat_template_kwargs)
         )
 
     def stats(self) -> EngineStats:
         """A snapshot of the engine's counters and gauges."""
-        return self._call(self._engine.stats)
+        return self._portal.call(self._engine.stats)
 
     def health(self) -> None:
         """Return if the engine works.
@@ -288,7 +276,7 @@ class Engine:
         Raises:
             EngineDied, EngineUnresponsive: it does not.
         """
-        return self._call(self._engine.health)
+        return self._portal.call(self._engine.health)
 
     def sleep(self) -> None:
         """Release device memory, keeping the means to come back.
@@ -296,7 +284,7 @@ class Engine:
         Raises:
             UnsupportedCapability: the engine cannot.
         """
-        return self._call(self._engine.sleep)
+        return self._portal.call(self._engine.sleep)
 
     def wake(self) -> None:
         """Come back from :meth:`sleep`.
@@ -304,16 +292,11 @@ class Engine:
         Raises:
             UnsupportedCapability: the engine cannot.
         """
-        return self._call(self._engine.wake)
+        return self._portal.call(self._engine.wake)
 
     def close(self) -> None:
         """Release everything; open requests end with reason ``abort``. Idempotent."""
-        running, self._running = self._running, None
-        if running is not None:
-            try:
-                self._portal.call(self._engine.close)
-            finally:
-                running.__exit__(None, None, None)
+        self._portal.close(self._engine.close)
 
     def __enter__(self) -> Self:
         return self

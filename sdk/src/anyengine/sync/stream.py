@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
 
-from anyengine.errors import Misuse
+from anyengine.errors import EngineClosed, Misuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,10 +17,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from anyio.from_thread import BlockingPortal
-
     from anyengine.outputs import Chunk
     from anyengine.stream import Stream as AsyncStream
+    from anyengine.sync.portal import Portal
 
 __all__ = ["Stream"]
 
@@ -34,15 +34,17 @@ class Stream:
     a fast engine does not cost a change of threads for each chunk.
     """
 
-    def __init__(self, portal: BlockingPortal, stream: AsyncStream) -> None:
+    def __init__(self, portal: Portal, stream: AsyncStream) -> None:
         self._portal = portal
         self._stream = stream
         self._ready: deque[Chunk] = deque()
         self._taken: deque[Chunk] = deque()
         self._changed = threading.Condition()
         self._entered = False
+        self._left = False
         self._over = False
         self._error: BaseException | None = None
+        self._error_on_exit: BaseException | None = None
         self._room: anyio.Event | None = None
         self._task: Future[None] | None = None
 
@@ -52,33 +54,51 @@ class Stream:
                 with self._changed:
                     self._entered = True
                     self._changed.notify_all()
-                async for chunk in stream:
-                    with self._changed:
-                        self._ready.append(chunk)
-                        self._room = anyio.Event() if len(self._ready) >= _MAX_READY else None
-                        self._changed.notify_all()
-                    if self._room is not None:
-                        await self._room.wait()
+                try:
+                    async for chunk in stream:
+                        room = self._offer(chunk)
+                        if room is not None:
+                            await self._portal.wait_for_room(room)
+                except Exception as error:  # noqa: BLE001 raised again in the iterating thread
+                    self._error = error
+                except BaseException:
+                    # Not by its reader: then the engine is being closed, and the stream has not come to its end.
+                    self._error = EngineClosed("the engine was closed while the stream was open")
+                    raise
         except Exception as error:  # noqa: BLE001 raised again in the iterating thread
-            self._error = error
+            if not self._entered:
+                self._error = error
+            self._error_on_exit = error
         finally:
             with self._changed:
                 self._over = True
                 self._changed.notify_all()
 
+    def _offer(self, chunk: Chunk) -> anyio.Event | None:
+        with self._changed:
+            self._ready.append(chunk)
+            full = len(self._ready) >= _MAX_READY and not self._portal.closed
+            room = self._room = anyio.Event() if full else None
+            self._changed.notify_all()
+        return room
+
     def __enter__(self) -> Self:
         if self._task is not None:
             raise Misuse("a stream can be entered once; make another with engine.stream(...)")
-        self._task = self._portal.start_task_soon(self._read)
-        with self._changed:
-            self._changed.wait_for(lambda: self._entered or self._over)
-        if not self._entered and self._error is not None:
-            raise self._error
+        self._task = self._portal.start(self._read)
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._entered or self._over)
+        except BaseException:  # the thread was interrupted, and __exit__ will not be called
+            self._leave()
+            raise
+        if not self._entered:
+            raise self._error or EngineClosed("the engine was closed; load a new one")
         return self
 
     def __iter__(self) -> Iterator[Chunk]:
-        if self._task is None:
-            raise Misuse("a stream is a context manager: write `with engine.stream(...) as stream`")
+        if self._task is None or self._left:
+            raise Misuse("a stream is read inside its context: `with engine.stream(...) as stream`")
         return self
 
     def __next__(self) -> Chunk:
@@ -88,7 +108,8 @@ class Stream:
                 self._taken, self._ready = self._ready, deque()
                 room, self._room = self._room, None
             if room is not None:
-                self._portal.start_task_soon(room.set)
+                with suppress(EngineClosed):
+                    self._portal.start(room.set)
         if self._taken:
             return self._taken.popleft()
         if self._error is not None:
@@ -99,7 +120,19 @@ class Stream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._leave()
+        if self._error_on_exit is None:
+            return
+        if error is None:
+            raise self._error_on_exit
+        error.add_note(f"and then: {self._error_on_exit}")
+
+    def _leave(self) -> None:
+        self._left = True
         if self._task is not None:
             self._task.cancel()
             with self._changed:
                 self._changed.wait_for(lambda: self._over)
+        self._ready.clear()
+        self._taken.clear()
+        self._error = None

@@ -198,6 +198,7 @@ class ScriptedBackend(Backend):
             await self.abort(request_id)
         if self._stepper is not None:
             self._stepper.cancel()
+            await asyncio.wait([self._stepper])
 
 
 def _entries(token_ids: Sequence[int]) -> list[TokenLogprobs | None]:

@@ -1,0 +1,248 @@
+"""The sync facade: the same API, the same guarantees, from any thread."""
+
+import asyncio
+import importlib.util
+import inspect
+import itertools
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+from anyengine import Engine as AsyncEngine
+from anyengine import EngineClosed, InvalidConfig, InvalidRequest, PluginError, RequestTimeout
+from anyengine import Stream as AsyncStream
+from anyengine.errors import Misuse
+from anyengine.sync import Engine, Stream
+from anyengine.sync import stream as module
+
+ROOT = Path(__file__).parents[2]
+SLOW = {"step_seconds": 0.001}
+
+
+def public(cls):
+    return {name for name in vars(cls) if not name.startswith("_")}
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert [thread for thread in threading.enumerate() if thread.name == "anyengine"] == []
+
+
+# -- parity ------------------------------------------------------------------------------------------------
+
+
+def test_the_generated_file_is_current():
+    spec = importlib.util.spec_from_file_location("make_sync", ROOT / "tools" / "make_sync.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert tool.make() == (tool.PACKAGE / "sync" / "engine.py").read_text()
+
+
+def test_both_engines_have_the_same_names():
+    assert public(Engine) == public(AsyncEngine)
+    assert public(Stream) == public(AsyncStream) == set()
+    assert {"__enter__", "__exit__", "__iter__", "__next__"} <= set(dir(Stream))
+
+
+@pytest.mark.parametrize("name", sorted(public(AsyncEngine)))
+def test_both_engines_have_the_same_signatures_and_words(name):
+    ours, theirs = inspect.getattr_static(Engine, name), inspect.getattr_static(AsyncEngine, name)
+    assert type(ours) is type(theirs)
+    if isinstance(ours, property):
+        ours, theirs = ours.fget, theirs.fget
+    ours, theirs = getattr(ours, "__func__", ours), getattr(theirs, "__func__", theirs)
+    assert not inspect.iscoroutinefunction(ours)
+    mine, other = inspect.signature(ours), inspect.signature(theirs)
+    assert mine.parameters == other.parameters
+    if name != "load":
+        assert mine.return_annotation == other.return_annotation
+    assert ours.__doc__ is not None
+    if name != "load":
+        assert ours.__doc__ == theirs.__doc__.replace("await ", "")
+    assert "await" not in ours.__doc__.replace("awaited", "")
+
+
+# -- use -----------------------------------------------------------------------------------------------------
+
+
+def test_everything_works_without_await(scripted):
+    with Engine.load(scripted([71, 72])) as engine:
+        assert engine.generate("hi").text == "hi"
+        assert [a.text for a in engine.generate(["a", "b"])] == ["hi", "hi"]
+        with engine.stream("hi", n=2) as stream:
+            chunks = list(stream)
+        assert sorted(c.index for c in chunks if c.finish) == [0, 1]
+        assert engine.tokenize("hi") == [71, 72]
+        assert (engine.count_tokens("hi"), engine.detokenize([71, 72])) == (2, "hi")
+        assert len(engine.score("hi").entries) == 2
+        assert engine.apply_chat_template([{"role": "user", "content": "x"}]).startswith("<|im_start|>user")
+        assert engine.stats().running == 0
+        engine.health()
+        assert (engine.name, engine.model.name, engine.config.model) == ("scripted", "scripted", None)
+        assert engine.info.capabilities == engine.capabilities
+
+
+def test_errors_are_the_same(scripted, endless):
+    with pytest.raises(InvalidConfig):
+        Engine.load(scripted(), no_such_option=1)
+    with Engine.load(endless(**SLOW)) as engine:
+        with pytest.raises(InvalidRequest):
+            engine.generate("")
+        with pytest.raises(InvalidRequest), engine.stream(""):
+            pass
+        with pytest.raises(InvalidRequest):
+            engine.stream(["a", "b"])
+        with pytest.raises(RequestTimeout) as caught:
+            engine.generate("hi", timeout=0.03)
+        assert caught.value.partial.token_ids
+        with pytest.raises(RequestTimeout), engine.stream("hi", timeout=0.03) as stream:
+            list(stream)
+
+
+def test_leaving_a_stream_early_aborts_before_the_exit_returns(endless):
+    plugin = endless(**SLOW)
+    with Engine.load(plugin) as engine:
+        (backend,) = plugin.loaded
+        for error in (None, KeyError, KeyboardInterrupt):
+            try:
+                with engine.stream("hi", n=2) as stream:
+                    for _ in stream:
+                        if error is not None:
+                            raise error
+                        break
+            except (KeyError, KeyboardInterrupt) as caught:
+                assert type(caught) is error  # noqa: PT017 any other outcome is fine
+            assert (backend._running, len(backend.aborted)) == ({}, len(backend.requests))
+
+
+def test_a_stream_is_read_inside_its_context_only_and_once(scripted):
+    with Engine.load(scripted()) as engine:
+        stream = engine.stream("hi")
+        with pytest.raises(Misuse):
+            iter(stream)
+        with stream:
+            assert next(iter(stream)).token_ids
+        with pytest.raises(Misuse):
+            iter(stream)
+        with pytest.raises(Misuse), stream:
+            pass
+
+
+def test_all_that_is_ready_is_taken_in_one_crossing(endless):
+    with Engine.load(endless(**SLOW)) as engine, engine.stream("hi", max_tokens=300) as stream:
+        next(iter(stream))
+        with stream._changed:
+            assert stream._changed.wait_for(lambda: len(stream._ready) >= 20, timeout=30)
+        ready = len(stream._ready)
+        next(stream)
+        assert len(stream._taken) >= ready - 1
+
+
+def test_a_reader_that_never_comes_costs_bounded_memory(endless, monkeypatch):
+    monkeypatch.setattr(module, "_MAX_READY", 8)
+    plugin = endless(**SLOW)
+    with Engine.load(plugin) as engine, engine.stream("hi", max_tokens=100) as stream:
+        with stream._changed:
+            assert stream._changed.wait_for(lambda: stream._room is not None, timeout=30)
+        assert len(stream._ready) == 8
+        chunks = list(stream)
+        assert [t for c in chunks for t in c.token_ids] == list(
+            itertools.islice(itertools.cycle([71, 68, 75, 75, 78, 220, 86, 78, 81, 75, 67, 13, 220]), 100)
+        )
+
+
+@pytest.mark.parametrize("unread", [False, True])
+def test_closing_with_an_open_stream_does_not_hang(endless, monkeypatch, unread):
+    monkeypatch.setattr(module, "_MAX_READY", 4)
+    engine = Engine.load(endless(**SLOW))
+    with engine.stream("hi") as stream:
+        if unread:
+            with stream._changed:
+                assert stream._changed.wait_for(lambda: stream._room is not None, timeout=30)
+        else:
+            next(iter(stream))
+        engine.close()
+        assert list(stream)[-1].finish.reason == "abort"
+    engine.close()
+
+
+def test_after_the_close_every_call_says_so(scripted):
+    with Engine.load(scripted()) as engine:
+        unopened = engine.stream("hi")
+    calls = [
+        lambda: engine.generate("hi"),
+        lambda: engine.tokenize("hi"),
+        engine.stats,
+        engine.health,
+        unopened.__enter__,
+        engine.stream("hi").__enter__,
+    ]
+    for call in calls:
+        with pytest.raises(EngineClosed):
+            call()
+    engine.close()
+
+
+def test_many_threads_share_an_engine(endless):
+    plugin = endless()
+
+    def work(number):
+        if number % 2:
+            return len(engine.generate("hi", max_tokens=number).token_ids)
+        with engine.stream("hi", max_tokens=number) as stream:
+            return sum(len(chunk.token_ids) for chunk in stream)
+
+    with Engine.load(plugin) as engine, ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(work, range(1, 101))) == list(range(1, 101))
+
+
+def test_closing_from_many_threads_at_once_while_others_generate(endless):
+    for _ in range(5):
+        engine = Engine.load(endless(**SLOW))
+        begun = threading.Barrier(9)
+
+        def work(close, engine=engine, begun=begun):
+            begun.wait()
+            try:
+                return engine.close() if close else engine.generate("hi", max_tokens=2000).finish_reason
+            except EngineClosed:
+                return "closed"
+
+        with ThreadPoolExecutor(9) as pool:
+            results = list(pool.map(work, [True, False, False] * 3))
+        assert set(results) <= {None, "abort", "closed"}
+
+
+def test_an_interrupted_call_is_cancelled(endless, until):
+    interrupt = partial(signal.pthread_kill, threading.main_thread().ident, signal.SIGINT)  # as Ctrl+C does
+    plugin = endless(**SLOW)
+    with Engine.load(plugin) as engine:
+        (backend,) = plugin.loaded
+        engine._portal.call(lambda: _when(backend, interrupt, until))
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate("hi", max_tokens=4000)
+        while backend._running:
+            engine.health()
+        assert backend.aborted == [request.id for request in backend.requests]
+
+
+async def _when(backend, action, until):
+    async def wait():
+        await until(lambda: backend._running)
+        action()
+
+    _when.task = asyncio.ensure_future(wait())
+
+
+def test_a_failing_stream_raises_its_error_once(faulty):
+    async def stream(request):
+        yield 5
+
+    with Engine.load(faulty(stream=stream)) as engine, engine.stream("hi") as reader:
+        with pytest.raises(PluginError):
+            next(iter(reader))
+        assert list(reader) == []
