@@ -73,7 +73,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 #: compressed-tensors uses parts of torch that torch calls deprecated.
-FOREIGN = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::DeprecationWarning:compressed_tensors")
+FOREIGN = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning:torch", "ignore::DeprecationWarning:compressed_tensors"
+)
 
 
 def transformers_greedy(folder: Path, prompt: list[int], steps: int) -> tuple[list[int], np.ndarray]:
