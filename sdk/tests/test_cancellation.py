@@ -182,7 +182,7 @@ async def test_cancelling_a_list_aborts_all_of_it(endless, load, until):
 async def test_a_timeout_hands_over_what_generate_had(endless, load):
     async with load(endless(**SLOW)) as (engine, backend):
         with pytest.raises(RequestTimeout) as caught:
-            await engine.generate("hi", timeout=0.05)
+            await engine.generate("hi", timeout=0.5)
         partial = caught.value.partial
         assert (partial.finish_reason, partial.stop_reason, partial.index, partial.alternatives) == (
             "abort",
@@ -204,13 +204,13 @@ async def test_a_timeout_hands_over_text_that_was_held_back_for_a_stop_string(sc
 
     async with load(scripted(script, **SLOW)) as (engine, _):
         with pytest.raises(RequestTimeout) as caught:
-            await engine.generate("hi", timeout=0.05, stop="l" * 4000)
+            await engine.generate("hi", timeout=0.5, stop="l" * 4000)
         partial = caught.value.partial
         assert partial.text == "he" + "l" * (len(partial.token_ids) - 2)
 
 
 async def test_a_timeout_in_a_stream_comes_after_its_chunks_and_has_them_all(endless, load):
-    async with load(endless(**SLOW)) as (engine, backend), engine.stream("hi", timeout=0.05) as stream:
+    async with load(endless(**SLOW)) as (engine, backend), engine.stream("hi", timeout=0.5) as stream:
         seen = []
         with pytest.raises(RequestTimeout) as caught:  # noqa: PT012 what happens inside is the subject
             async for chunk in stream:
@@ -221,7 +221,7 @@ async def test_a_timeout_in_a_stream_comes_after_its_chunks_and_has_them_all(end
 
 
 async def test_a_reader_that_comes_back_after_the_deadline_is_told(endless, load):
-    async with load(endless(**SLOW)) as (engine, _), engine.stream("hi", timeout=0.05) as stream:
+    async with load(endless(**SLOW)) as (engine, _), engine.stream("hi", timeout=0.5) as stream:
         with pytest.raises(RequestTimeout) as caught:  # noqa: PT012 what happens inside is the subject
             async for _ in stream:
                 await anyio.sleep(0.06)  # tokens lie ready when the reader comes back, and it is too late all the same
@@ -233,9 +233,9 @@ async def test_a_timeout_of_several_sequences_has_the_part_of_each(endless, load
     async with load(endless(**SLOW)) as (engine, backend):
         with pytest.raises(RequestTimeout) as caught:  # noqa: PT012 what happens inside is the subject
             if kind == "generate":
-                await engine.generate("hi", n=3, timeout=0.05)
+                await engine.generate("hi", n=3, timeout=0.5)
             else:
-                async with engine.stream("hi", n=3, timeout=0.05) as stream:
+                async with engine.stream("hi", n=3, timeout=0.5) as stream:
                     async for _ in stream:
                         pass
         choices = caught.value.partial.choices
@@ -253,7 +253,7 @@ async def test_a_sequence_that_had_ended_before_the_timeout_is_whole_in_the_part
 
     async with load(scripted(script, **SLOW)) as (engine, _):
         with pytest.raises(RequestTimeout) as caught:
-            await engine.generate("hi", n=2, timeout=0.05)
+            await engine.generate("hi", n=2, timeout=0.5)
         assert [choice.finish_reason for choice in caught.value.partial.choices] == ["abort", "stop"]
 
 

@@ -14,6 +14,7 @@ import pytest
 from anyengine import Engine as AsyncEngine
 from anyengine import EngineClosed, InvalidConfig, InvalidRequest, PluginError, RequestTimeout
 from anyengine import Stream as AsyncStream
+from anyengine.backend import TokenDelta
 from anyengine.errors import Misuse
 from anyengine.sync import Engine, Stream
 from anyengine.sync import stream as module
@@ -97,9 +98,9 @@ def test_errors_are_the_same(scripted, endless):
         with pytest.raises(InvalidRequest):
             engine.stream(["a", "b"])
         with pytest.raises(RequestTimeout) as caught:
-            engine.generate("hi", timeout=0.03)
+            engine.generate("hi", timeout=0.5)
         assert caught.value.partial.token_ids
-        with pytest.raises(RequestTimeout), engine.stream("hi", timeout=0.03) as stream:
+        with pytest.raises(RequestTimeout), engine.stream("hi", timeout=0.5) as stream:
             list(stream)
 
 
@@ -117,6 +118,23 @@ def test_leaving_a_stream_early_aborts_before_the_exit_returns(endless):
             except (KeyError, KeyboardInterrupt) as caught:
                 assert type(caught) is error  # noqa: PT017 any other outcome is fine
             assert (backend._running, len(backend.aborted)) == ({}, len(backend.requests))
+
+
+def test_an_abort_that_fails_is_raised_at_the_exit(faulty):
+    async def stream(request):
+        while True:
+            await asyncio.sleep(0)
+            yield TokenDelta([71])
+
+    async def abort(request_id):
+        raise OSError("no")
+
+    with Engine.load(faulty(stream=stream, abort=abort)) as engine:
+        with pytest.raises(PluginError, match="OSError"), engine.stream("hi") as reader:
+            next(iter(reader))
+        with pytest.raises(KeyError) as caught, engine.stream("hi"), engine.stream("hi") as reader:
+            raise KeyError(next(iter(reader)).token_ids[0])
+        assert "OSError" in caught.value.__notes__[0]
 
 
 def test_a_stream_is_read_inside_its_context_only_and_once(scripted):

@@ -76,6 +76,7 @@ class ChoiceStream:
         self._first_token: float | None = None
         self._count = 0
         self._over = False
+        self._late = False
         # What a timeout hands over; kept only where there can be one.
         self._partial: list[Chunk] | None = None if self._deadline is None else []
 
@@ -100,8 +101,8 @@ class ChoiceStream:
             raise await self._failed(error) from cause(error)
         if self._partial is not None:
             self._partial.append(chunk)
-            if chunk.finish is None and monotonic() >= (self._deadline or 0):  # a reader who came late
-                raise await self._failed(self._timed_out())
+            # What lay ready for a reader who came late is still handed over; the next read is refused.
+            self._late = chunk.finish is None and monotonic() >= (self._deadline or 0)
         return chunk
 
     async def run(self) -> Completion:
@@ -172,6 +173,8 @@ class ChoiceStream:
         return source
 
     async def _next_in_time(self, deadline: float) -> TokenDelta:
+        if self._late:
+            raise self._timed_out()
         loop = asyncio.get_running_loop()
         limit = asyncio.timeout_at(loop.time() + deadline - monotonic())
         try:

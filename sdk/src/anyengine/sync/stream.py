@@ -47,24 +47,17 @@ class Stream:
         self._error_on_exit: BaseException | None = None
         self._room: anyio.Event | None = None
         self._task: Future[None] | None = None
+        self._reading: anyio.CancelScope | None = None
 
     async def _read(self) -> None:
         try:
             async with self._stream as stream:
-                with self._changed:
-                    self._entered = True
-                    self._changed.notify_all()
-                try:
-                    async for chunk in stream:
-                        room = self._offer(chunk)
-                        if room is not None:
-                            await self._portal.wait_for_room(room)
-                except Exception as error:  # noqa: BLE001 raised again in the iterating thread
-                    self._error = error
-                except BaseException:
-                    # Not by its reader: then the engine is being closed, and the stream has not come to its end.
-                    self._error = EngineClosed("the engine was closed while the stream was open")
-                    raise
+                # Leaving cancels the reading only, so that the stream's own exit is an ordinary one.
+                with anyio.CancelScope() as self._reading:
+                    with self._changed:
+                        self._entered = True
+                        self._changed.notify_all()
+                    await self._read_all(stream)
         except Exception as error:  # noqa: BLE001 raised again in the iterating thread
             if not self._entered:
                 self._error = error
@@ -73,6 +66,19 @@ class Stream:
             with self._changed:
                 self._over = True
                 self._changed.notify_all()
+
+    async def _read_all(self, stream: AsyncStream) -> None:
+        try:
+            async for chunk in stream:
+                room = self._offer(chunk)
+                if room is not None:
+                    await self._portal.wait_for_room(room)
+        except Exception as error:  # noqa: BLE001 raised again in the iterating thread
+            self._error = error
+        except BaseException:
+            # Not by its reader: then the engine is being closed, and the stream has not come to its end.
+            self._error = EngineClosed("the engine was closed while the stream was open")
+            raise
 
     def _offer(self, chunk: Chunk) -> anyio.Event | None:
         with self._changed:
@@ -130,7 +136,11 @@ class Stream:
     def _leave(self) -> None:
         self._left = True
         if self._task is not None:
-            self._task.cancel()
+            if self._reading is None:
+                self._task.cancel()
+            else:
+                with suppress(EngineClosed):  # then it is over already
+                    self._portal.start(self._reading.cancel)
             with self._changed:
                 self._changed.wait_for(lambda: self._over)
         self._ready.clear()
