@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from anyengine import Engine, EngineConfig, SamplingParams
 from anyengine.backend import TokenRequest
 from anyengine.testing import EOS, ScriptedPlugin, make_model_folder
+from environment import environment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -170,7 +171,7 @@ def main() -> None:
             f"bar {figure['bar']}  {'met' if good else 'MISSED'}"
         )
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        options.json.write_text(json.dumps({"environment": environment(), "figures": figures}, indent=2) + "\n")
     raise SystemExit(0 if met else 1)
 
 

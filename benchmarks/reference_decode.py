@@ -8,12 +8,14 @@ torch is needed unless --without-transformers.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from anyengine_reference.model import KVCache, Model, Segment, load_model
+from environment import environment
 
 PROMPT = 32
 
@@ -92,6 +94,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=16, help="tokens a round")
     parser.add_argument("--without-transformers", action="store_true")
+    parser.add_argument("--json", type=Path, help="write what was measured there, too")
     arguments = parser.parse_args()
     model = load_model(arguments.folder)
     contenders = {"reference": reference(model, PROMPT)}
@@ -103,11 +106,15 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for name, decode in contenders.items():
             rates[name].append(rate(decode, arguments.tokens))
-    for name, values in rates.items():
-        print(f"{name}, single stream: {interval(np.array(values))} tokens/s")
+    figures = {f"{name}, single stream, tokens/s": interval(np.array(values)) for name, values in rates.items()}
     if "transformers" in rates:
         ratios = np.array(rates["reference"]) / np.array(rates["transformers"])
-        print(f"reference / transformers: {interval(ratios)}")
+        figures["reference / transformers"] = interval(ratios)
+    for name, figure in figures.items():
+        print(f"{name}: {figure}")
+    if arguments.json:
+        content = {"environment": environment(), "model": arguments.folder.name, "figures": figures}
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
     others(model)
 
 

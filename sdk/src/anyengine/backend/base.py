@@ -141,8 +141,8 @@ class Backend(ABC):
     5. ``close`` is idempotent, works after a failed load, and leaves nothing behind.
 
     The SDK holds a backend to this while it runs: a missing or early finish, tokens after a terminator or beyond
-    ``max_tokens``, log-probabilities that are missing or unasked for, a result of the wrong type, and any exception that
-    is not one of ours become :class:`~anyengine.errors.PluginError` in the request that they happen in.
+    ``max_tokens``, log-probabilities that are missing or unasked for, a result of the wrong type, and any exception
+    that is not one of ours become :class:`~anyengine.errors.PluginError` in the request that they happen in.
     """
 
     @property
