@@ -106,3 +106,9 @@ def test_a_histogram_counts_each_duration_in_the_first_bucket_that_holds_it():
         histogram.observe(seconds)
     histogram.observe(3.0, times=2)
     assert (histogram.counts, histogram.count, histogram.sum) == ([2, 1, 3], 6, 11.5)
+
+
+def test_a_label_whose_value_is_no_text_is_refused():
+    with pytest.raises(InvalidRequest, match="not text") as caught:
+        EngineStats().to_prometheus(gpu=0)
+    assert caught.value.field == "labels"

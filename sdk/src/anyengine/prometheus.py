@@ -38,9 +38,11 @@ def render(stats: EngineStats, labels: Mapping[str, str]) -> str:
         labels: added to every sample.
 
     Raises:
-        InvalidRequest: a label's name is not allowed.
+        InvalidRequest: a label's name is not allowed, or its value is no text.
     """
-    for name in labels:
+    for name, value in labels.items():
+        if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance] a caller may not check types
+            raise InvalidRequest(f"labels: the value of {name!r} is {value!r}, not text", field="labels")
         if not _LABEL.fullmatch(name) or name in _RESERVED:
             raise InvalidRequest(
                 f"labels: {name!r} is no label name: letters, digits and underscores, not beginning with a digit or "
