@@ -56,7 +56,7 @@ class Commands:
     @property
     def program(self) -> tuple[list[str], dict[str, str]]:
         """Command line and environment of a program of its own."""
-        command = [sys.executable, "-c", "from anyengine.cli import main; main(prog_name='anyengine')"]
+        command = [sys.executable, "-m", "anyengine.cli"]
         paths = os.pathsep.join(filter(None, [str(self.folder), os.environ.get("PYTHONPATH")]))
         return command, os.environ | {"PYTHONPATH": paths, "TERM": "dumb"}
 

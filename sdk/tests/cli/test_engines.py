@@ -28,7 +28,7 @@ def test_the_table_has_a_line_for_each_however_long_its_reason(anyengine):
     ]
 
 
-def test_an_engine_that_is_not_installed_says_why(anyengine, monkeypatch):
+def test_an_engine_that_is_not_available_says_why(anyengine, monkeypatch):
     import msgspec
     from anyengine.testing import ScriptedPlugin
 
@@ -37,7 +37,7 @@ def test_an_engine_that_is_not_installed_says_why(anyengine, monkeypatch):
         ScriptedPlugin, "describe", lambda self: msgspec.structs.replace(describe(self), unavailable="no torch here")
     )
     [line] = [line for line in anyengine("engines").stdout.splitlines() if line.startswith("scripted")]
-    assert "not installed: no torch here" in line
+    assert "not available: no torch here" in line
 
 
 def test_one_engine_is_shown_with_every_capability(anyengine):

@@ -40,7 +40,9 @@ def test_a_command_that_fails(anyengine, arguments, code, kind):
     "arguments", [["nonsense"], ["generate", "--nonsense"], ["plugin", "nonsense"], ["--nonsense"]]
 )
 def test_a_command_line_that_is_wrong_exits_with_2(anyengine, arguments):
-    assert anyengine(*arguments).exit_code == 2
+    done = anyengine(*arguments)
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: No such ")
 
 
 def test_the_field_is_named(anyengine):
@@ -79,6 +81,14 @@ def test_an_interrupted_generation_exits_with_130_and_says_nothing(anyengine):
         assert (program.wait(), program.stderr.read()) == (130, b"\n")
 
 
+def test_an_interrupted_generation_of_the_reference_engine_does_too(anyengine):
+    arguments = ["Once upon a time", "--max-tokens", "1000", "-r", "ignore_eos=true"]
+    with start(anyengine, "generate", *arguments) as program:
+        first = program.stdout.read(1)
+        program.send_signal(signal.SIGINT)
+        assert (len(first), program.wait(timeout=10), program.stderr.read()) == (1, 130, b"\n")
+
+
 def test_when_the_reader_leaves_the_generation_ends_quietly(anyengine):
     with start(anyengine, "generate", "--engine", "slow", "hi", "--max-tokens", "4000") as program:
         assert program.stdout.read(4) == b"HaHa"
@@ -98,6 +108,13 @@ def test_a_model_cannot_steer_the_terminal(monkeypatch, stream, shown):
     monkeypatch.setattr(sys, "stdout", stream())
     Output().text("a\x1b[31mb\n\tc\x9b")
     assert sys.stdout.getvalue() == shown
+
+
+def test_a_person_sees_the_prompt_and_a_program_does_not(monkeypatch):
+    for stream, shown in ((Terminal, "\x1b[2mOnce\x1b[0m"), (io.StringIO, "")):
+        monkeypatch.setattr(sys, "stdout", stream())
+        Output().quote("Once")
+        assert sys.stdout.getvalue() == shown
 
 
 HEAVY = {"anyio", "huggingface_hub", "jinja2", "msgspec", "pydantic", "rich", "tokenizers"}

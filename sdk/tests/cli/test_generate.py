@@ -1,6 +1,9 @@
 """``anyengine generate``."""
 
 import json
+import os
+import pty
+import subprocess
 
 import pytest
 from anyengine.testing import EOS, make_model_folder
@@ -90,18 +93,25 @@ def test_a_system_message_comes_first_and_implies_chat(anyengine):
 
 
 def test_options_reach_the_engine(anyengine):
-    arguments = ["--max-tokens", "9", "--temperature", "0.5", "--top-p", "0.9", "--top-k", "3", "--seed", "4"]
-    scripted(anyengine, "hi", *arguments)
+    arguments = ["--max-tokens", "9", "--temperature", "0.5", "--top-p", "0.9", "--top-k", "3", "--min-p", "0.1"]
+    scripted(anyengine, "hi", *arguments, "--seed", "4")
     request = anyengine.request
     assert request.max_tokens == 9
-    assert request.sampling.model_dump(exclude_unset=True) == {"temperature": 0.5, "top_p": 0.9, "top_k": 3, "seed": 4}
+    assert request.sampling.model_dump(exclude_unset=True) == {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 3,
+        "min_p": 0.1,
+        "seed": 4,
+    }
 
 
 def test_any_other_field_of_a_request_can_be_given(anyengine):
-    fields = ["-r", "sampling.min_p=0.1", "-r", 'sampling.logit_bias={"5": 1.5}', "-r", "cache_salt=mine"]
+    fields = ["-r", "sampling.presence_penalty=0.1", "-r", 'sampling.logit_bias={"5": 1.5}', "-r", "cache_salt=mine"]
     scripted(anyengine, "hi", *fields)
     request = anyengine.request
-    assert (request.sampling.min_p, request.sampling.logit_bias, request.cache_salt) == (0.1, {5: 1.5}, "mine")
+    assert (request.sampling.presence_penalty, request.sampling.logit_bias) == (0.1, {5: 1.5})
+    assert request.cache_salt == "mine"
 
 
 def test_stop_strings_cut_the_text(anyengine):
@@ -169,6 +179,7 @@ def test_each_kind_of_structure_reaches_the_engine(anyengine, tmp_path):
         (["--regex", "a+"], {"regex": "a+"}),
         (["--choice", "yes", "--choice", "no"], {"choice": ("yes", "no")}),
         (["--grammar", str(grammar)], {"grammar": 'start: "a"'}),
+        (["--grammar", 'start: "b"'], {"grammar": 'start: "b"'}),
     ]
     for arguments, expected in kinds:
         assert scripted(anyengine, "hi", *arguments).exit_code == 0
@@ -180,9 +191,15 @@ def test_two_kinds_of_structure_are_refused(anyengine):
     assert (done.exit_code, "exactly one of" in done.stderr) == (2, True)
 
 
-def test_a_schema_that_is_neither_json_nor_a_file_is_refused(anyengine):
-    done = scripted(anyengine, "hi", "--json-schema", "nowhere.json")
-    assert (done.exit_code, "nowhere.json" in done.stderr) == (2, True)
+@pytest.mark.parametrize("option", ["--json-schema", "--grammar"])
+def test_what_is_neither_a_file_nor_the_text_itself_is_refused(anyengine, option):
+    done = scripted(anyengine, "hi", option, "nowhere")
+    assert (done.exit_code, done.stderr.startswith(f"error: {option}: 'nowhere' is no readable file")) == (2, True)
+
+
+def test_a_prompt_can_be_given_as_token_ids(anyengine):
+    assert scripted(anyengine, "-r", "prompt=[71, 72]").exit_code == 0
+    assert anyengine.request.prompt_token_ids == [71, 72]
 
 
 def test_another_model_can_be_loaded(anyengine, tmp_path):
@@ -193,3 +210,29 @@ def test_another_model_can_be_loaded(anyengine, tmp_path):
 def test_the_reference_engine_is_the_default(anyengine):
     document = anyengine.json("generate", "Once upon a time", "--max-tokens", "5", "--temperature", "0")
     assert (document["engine"], document["model"], len(document["token_ids"])) == ("reference", "storyteller", 5)
+    assert document["usage"]["completion_tokens"] == 5
+
+
+def test_a_program_streams_the_text_that_the_document_has_for_the_same_seed(anyengine):
+    command, environment = anyengine.program
+    arguments = [*command, "generate", "Once upon a time", "--seed", "7", "--max-tokens", "40"]
+    streamed, whole = (
+        subprocess.run([*arguments, *more], env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+        for more in ([], ["--json"])
+    )
+    document = json.loads(whole.stdout)
+    assert streamed.stdout.decode() == document["text"] + "\n"
+    assert (document["seed"], streamed.stderr, whole.stderr) == (7, b"", b"")
+
+
+def test_on_a_terminal_the_answer_follows_its_prompt(anyengine):
+    command, environment = anyengine.program
+    ours, theirs = pty.openpty()
+    arguments = [*command, "generate", "--engine", "scripted", "hi"]
+    with subprocess.Popen(arguments, env=environment, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL):
+        os.close(theirs)
+        shown = b""
+        while not shown.endswith(b"\n"):
+            shown += os.read(ours, 4096)
+    os.close(ours)
+    assert shown == b"\x1b[2mhi\x1b[0mHello\r\n"

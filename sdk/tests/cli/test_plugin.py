@@ -79,6 +79,21 @@ def test_the_name_of_an_installed_engine_is_refused(anyengine, tmp_path):
     assert "anyengine-reference brings an engine of the name" in done.stderr
 
 
+def test_the_name_of_another_installed_package_is_refused(anyengine, tmp_path):
+    info = anyengine.folder / "anyengine_taken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: anyengine-taken\nVersion: 1.0\n")
+    done = anyengine("plugin", "new", "taken", "--directory", str(tmp_path / "x"))
+    assert (done.exit_code, (tmp_path / "x").exists()) == (2, False)
+    assert "a package anyengine-taken is installed already" in done.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_a_failure_in_one_line(anyengine, tmp_path):
+    (tmp_path / "file").touch()
+    done = anyengine("plugin", "new", "mine", "--directory", str(tmp_path / "file" / "x"))
+    assert (done.exit_code, done.stderr.count("\n"), "Not a directory" in done.stderr) == (1, 1, True)
+
+
 def test_a_folder_that_is_not_empty_is_left_alone(anyengine, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     done = anyengine("plugin", "new", "mine", "--directory", str(tmp_path))

@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from anyengine.cli.options import engine_config, engine_options, sampling, sampling_options
-from anyengine.cli.output import INTERRUPTED, Output, common_options
+from anyengine.cli.output import Output, common_options
 from anyengine.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from anyengine.outputs import Finish
     from anyengine.request import RequestOptions, SamplingParams
     from anyengine.sync import Engine
 
 __all__ = ["chat"]
 
-_HELP = "/reset forgets the conversation, /quit or Ctrl-D leaves, Ctrl-C stops an answer, twice it leaves"
+_HELP = "/reset forgets the conversation, /quit, Ctrl-D or Ctrl-C leaves; Ctrl-C during an answer stops it"
 
 
 @click.command()
@@ -45,7 +46,8 @@ def chat(
 ) -> None:
     """Talk with a model. Each line is a turn, typed or piped; /reset forgets what was said, /quit leaves.
 
-    Ctrl-C stops the current answer, which stays in the conversation as far as it was shown; twice, it leaves.
+    Ctrl-C stops the current answer, which stays in the conversation as far as it was shown; at the prompt, it leaves.
+    With --json each turn prints one line, named as by `anyengine generate --json`.
     """
     from anyengine.sync import Engine  # noqa: PLC0415 heavy for `--help`
 
@@ -70,7 +72,6 @@ class _Conversation:
         self._max_tokens = max_tokens
         self._sampling = params
         self._typed = sys.stdin.isatty()
-        self._interrupted = False
 
     def run(self) -> None:
         """Take turns until the input ends.
@@ -79,20 +80,14 @@ class _Conversation:
         """
         self._note(f"{self._engine.model.name} on {self._engine.name}; {_HELP}")
         while True:
-            try:
-                line = self._read()
-                if line is None or line.strip() == "/quit":
-                    return
-                if line.strip() == "/reset":
-                    self._messages = list(self._start)
-                    self._note("[forgotten]")
-                elif line.strip():
-                    self._turn(line)
-            except KeyboardInterrupt:
-                if self._interrupted or not self._typed:
-                    raise click.exceptions.Exit(INTERRUPTED) from None
-                self._interrupted = True
-                self._output.note("\n[Ctrl-C again leaves]")
+            line = self._read()
+            if line is None or line.strip() == "/quit":
+                return
+            if line.strip() == "/reset":
+                self._messages = list(self._start)
+                self._note("[forgotten]")
+            elif line.strip():
+                self._turn(line)
 
     def _read(self) -> str | None:
         if self._typed:
@@ -105,7 +100,6 @@ class _Conversation:
         return line.rstrip("\n") if line else None
 
     def _turn(self, line: str) -> None:
-        self._interrupted = False
         message = {"role": "user", "content": line}
         try:
             answer = self._answer([*self._messages, message])
@@ -136,11 +130,10 @@ class _Conversation:
         except KeyboardInterrupt:
             if not self._typed:
                 raise
-            self._interrupted = True
             self._print("")
             self._output.note("[stopped]")
         if self._output.json:
-            self._output.document({"text": text, "token_ids": token_ids, "finish": finish})
+            self._output.document(_document(text, token_ids, finish))
         return text
 
     def _print(self, text: str, end: str = "\n") -> None:
@@ -150,6 +143,19 @@ class _Conversation:
     def _note(self, text: str) -> None:
         if self._typed and not self._output.json:
             self._output.note(text)
+
+
+def _document(text: str, token_ids: list[int], finish: Finish | None) -> dict[str, Any]:
+    """One turn, with the names that a completion has; an answer that was stopped has no end of its own."""
+    return {
+        "text": text,
+        "token_ids": token_ids,
+        "finish_reason": finish.reason if finish else "abort",
+        "stop_reason": finish.stop_reason if finish else None,
+        "usage": finish.usage if finish else None,
+        "timings": finish.timings if finish else None,
+        "seed": finish.seed if finish else None,
+    }
 
 
 def _wait_for_input() -> None:

@@ -42,7 +42,7 @@ def _status(engine: InstalledEngine) -> str:
     if engine.description is None:
         return f"broken: {engine.broken}"
     unavailable = engine.description.unavailable
-    return "ready" if unavailable is None else f"not installed: {unavailable}"
+    return "ready" if unavailable is None else f"not available: {unavailable}"
 
 
 def _row(engine: InstalledEngine) -> tuple[str, ...]:

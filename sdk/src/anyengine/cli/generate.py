@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from anyengine.cli.options import Assignment, engine_config, engine_options, merged, sampling_options
+from anyengine.cli.options import SAMPLING, Assignment, engine_config, engine_options, merged, sampling_options
 from anyengine.cli.output import Output, common_options
 
 if TYPE_CHECKING:
@@ -37,11 +37,7 @@ DEFAULT_MAX_TOKENS = 128
 @click.option("--json-schema", help="The answer fits this JSON Schema: a file, or the schema itself.")
 @click.option("--regex", help="The answer matches this regular expression.")
 @click.option("--choice", multiple=True, help="The answer is one of these; may be repeated.")
-@click.option(
-    "--grammar",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The answer follows the Lark grammar in this file.",
-)
+@click.option("--grammar", help="The answer follows this Lark grammar: a file, or the grammar itself.")
 @click.option("--chat", is_flag=True, help="Send the prompt as a chat message, through the model's template.")
 @click.option("--system", help="A system message before it; implies --chat.")
 @click.option(
@@ -50,7 +46,8 @@ DEFAULT_MAX_TOKENS = 128
     "fields",
     type=Assignment(),
     multiple=True,
-    help="Any field of GenerateRequest, dotted: -r sampling.min_p=0.1, -r max_tokens=null (the rest of the context).",
+    help="Any field of GenerateRequest, dotted: -r sampling.presence_penalty=0.5, -r max_tokens=null (the rest of the "
+    "context), -r prompt=[1,2,3] instead of PROMPT.",
 )
 @click.option(
     "--stream/--no-stream", default=None, help="As it comes, or at once. Text streams by itself, JSON does not."
@@ -60,13 +57,14 @@ DEFAULT_MAX_TOKENS = 128
 def generate(output: Output, /, prompt: str | None, *, stream: bool | None, **options: Any) -> None:
     """Continue PROMPT, or answer it with --chat.
 
-    Without PROMPT, or with "-", it is read from standard input; one line break at its end is left out.
+    Without PROMPT, or with "-", it is read from standard input; one line break at its end is left out. On a terminal
+    the prompt is shown before its continuation; elsewhere stdout has the answer only.
     """
     import anyio  # noqa: PLC0415 heavy for `--help`
 
     if options["logprobs"] is not None and not output.json:
         raise click.UsageError("--logprobs are shown with --json only")
-    request = _request(_prompt(prompt), options)
+    request = _request(prompt, options)
     if stream and request.n > 1 and not output.json:
         raise click.UsageError("--stream with several answers is for --json: as text they would mix")
     config = engine_config(options["model"], options["config"], options["assignments"])
@@ -83,7 +81,7 @@ def _prompt(given: str | None) -> str:
     return sys.stdin.read().removesuffix("\n")
 
 
-def _request(prompt: str, options: dict[str, Any]) -> GenerateRequest:
+def _request(prompt: str | None, options: dict[str, Any]) -> GenerateRequest:
     """The request that the options describe; a mistake shows before an engine is loaded."""
     from anyengine.request import GenerateRequest  # noqa: PLC0415 heavy for `--help`
 
@@ -92,42 +90,52 @@ def _request(prompt: str, options: dict[str, Any]) -> GenerateRequest:
     }
     if options["stop"]:
         fields["stop"] = list(options["stop"])
-    names = ("temperature", "top_p", "top_k", "seed")
-    fields["sampling"] = {name: options[name] for name in names if options[name] is not None}
+    fields["sampling"] = {name: options[name] for name in SAMPLING if options[name] is not None}
     fields |= _structured(options)
-    if options["chat"] or options["system"] is not None:
+    chat = options["chat"] or options["system"] is not None
+    if {"prompt", "messages"} & {key for key, _ in options["fields"]}:
+        if prompt is not None or chat:
+            raise click.UsageError("-r prompt and -r messages stand instead of PROMPT, --chat and --system")
+    elif chat:
         system = [] if options["system"] is None else [{"role": "system", "content": options["system"]}]
-        fields["messages"] = [*system, {"role": "user", "content": prompt}]
+        fields["messages"] = [*system, {"role": "user", "content": _prompt(prompt)}]
     else:
-        fields["prompt"] = prompt
-    fields = merged(fields, options["fields"])
-    params: dict[str, Any] = fields["sampling"]
-    if isinstance(params.get("logit_bias"), dict):  # JSON has no numbers as keys
+        fields["prompt"] = _prompt(prompt)
+    params: Any = merged(fields, options["fields"])["sampling"]
+    if isinstance(params, dict):
+        _number_keys(cast("dict[str, Any]", params))
+    return GenerateRequest(**fields)
+
+
+def _number_keys(params: dict[str, Any]) -> None:
+    """JSON has no numbers as keys: those of ``logit_bias`` are token ids."""
+    if isinstance(params.get("logit_bias"), dict):
         bias = cast("dict[str, Any]", params["logit_bias"])
         params["logit_bias"] = {int(key) if key.isdecimal() else key: value for key, value in bias.items()}
-    return GenerateRequest(**fields)
 
 
 def _structured(options: dict[str, Any]) -> dict[str, Any]:
     schema, grammar = options["json_schema"], options["grammar"]
     given = {
-        "json_schema": None if schema is None else _schema(schema),
+        "json_schema": None if schema is None else _content("--json-schema", schema, "{"),
         "regex": options["regex"],
         "choice": list(options["choice"]) or None,
-        "grammar": None if grammar is None else grammar.read_text(encoding="utf-8"),
+        "grammar": None if grammar is None else _content("--grammar", grammar, ":"),
     }
     kinds = {name: value for name, value in given.items() if value is not None}
     return {"structured": kinds} if kinds else {}
 
 
-def _schema(value: str) -> str:
-    """The schema itself, or the file's content; a JSON object is no name of a file."""
-    if value.lstrip().startswith("{"):
-        return value
+def _content(option: str, value: str, mark: str) -> str:
+    """The content of the file of that name, or else the value itself if it has the mark of what is asked for."""
     try:
         return Path(value).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise click.UsageError(f"--json-schema: {value!r} is no JSON object and no readable file: {error}") from error
+        if mark in value:
+            return value
+        raise click.UsageError(
+            f"{option}: {value!r} is no readable file, and without {mark!r} it is not the text itself: {error}"
+        ) from error
 
 
 async def _run(
@@ -143,7 +151,7 @@ async def _run(
         if streams:
             await _stream(output, engine, request)
         else:
-            _show(output, engine, await engine.generate(request))
+            _show(output, engine, request, await engine.generate(request))
 
 
 async def _limited(engine: Engine, request: GenerateRequest) -> GenerateRequest:
@@ -158,6 +166,7 @@ async def _limited(engine: Engine, request: GenerateRequest) -> GenerateRequest:
 
 async def _stream(output: Output, engine: Engine, request: GenerateRequest) -> None:
     async with engine.stream(request) as stream:
+        _lead(output, request)
         async for chunk in stream:
             if output.json:
                 output.document(chunk)
@@ -168,7 +177,13 @@ async def _stream(output: Output, engine: Engine, request: GenerateRequest) -> N
                 _summary(output, chunk.finish.reason, chunk.finish)
 
 
-def _show(output: Output, engine: Engine, answer: Completion) -> None:
+def _lead(output: Output, request: GenerateRequest) -> None:
+    """Show a person the text that the answer continues."""
+    if isinstance(request.prompt, str) and not output.json:
+        output.quote(request.prompt)
+
+
+def _show(output: Output, engine: Engine, request: GenerateRequest, answer: Completion) -> None:
     if output.json:
         output.document({"engine": engine.name, "model": engine.model.name, **document(answer)})
         return
@@ -176,6 +191,7 @@ def _show(output: Output, engine: Engine, answer: Completion) -> None:
     for number, choice in enumerate(choices, 1):
         if len(choices) > 1:
             output.text(f"--- {number} of {len(choices)} ---")
+        _lead(output, request)
         output.text(choice.text)
         _summary(output, choice.finish_reason, choice)
 

@@ -13,9 +13,12 @@ if TYPE_CHECKING:
 
     from anyengine.request import SamplingParams
 
-__all__ = ["Assignment", "engine_config", "engine_options", "merged", "sampling", "sampling_options"]
+__all__ = ["SAMPLING", "Assignment", "engine_config", "engine_options", "merged", "sampling", "sampling_options"]
 
 F = TypeVar("F", bound="Callable[..., Any]")
+
+#: Fields of SamplingParams that have options of their own.
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")
 
 
 class Assignment(click.ParamType["tuple[str, Any]"]):
@@ -31,18 +34,19 @@ class Assignment(click.ParamType["tuple[str, Any]"]):
             return key, json.loads(text)
         except ValueError:
             return key, text
+        except RecursionError:
+            self.fail(f"{key}: its value is JSON that is nested too deeply", param, ctx)
 
 
-def merged(base: dict[str, Any], assignments: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Nested fields with dotted assignments laid over them; a later one wins.
+def merged(fields: dict[str, Any], assignments: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Lay dotted assignments over nested fields, in place; a later one wins.
 
     Raises:
         click.UsageError: a key goes through something that has no fields.
     """
-    result = cast("dict[str, Any]", json.loads(json.dumps(base)))
     for key, value in assignments:
         *parents, last = key.split(".")
-        place = result
+        place = fields
         for parent in parents:
             inner = place.get(parent)
             if inner is None:
@@ -51,7 +55,7 @@ def merged(base: dict[str, Any], assignments: Iterable[tuple[str, Any]]) -> dict
                 raise click.UsageError(f"{key}: {parent} is {inner!r} already, and has no fields")
             place = cast("dict[str, Any]", inner)
         place[last] = value
-    return result
+    return fields
 
 
 def engine_options(command: F) -> F:
@@ -98,11 +102,12 @@ def engine_config(model: str | None, config: Path | None, assignments: Iterable[
 
 
 def sampling_options(command: F) -> F:
-    """``--temperature``, ``--top-p``, ``--top-k``, ``--seed``; those left out are the SDK's defaults."""
+    """An option for each of :data:`SAMPLING`; those left out are the SDK's defaults."""
     options = (
         click.option("--temperature", type=float, help="0 takes the most likely token each time.  [default: 1.0]"),
         click.option("--top-p", type=float, help="Keep the most likely tokens up to this probability."),
         click.option("--top-k", type=int, help="Keep this many of the most likely tokens."),
+        click.option("--min-p", type=float, help="Keep tokens at least this fraction as likely as the most likely."),
         click.option("--seed", type=int, help="Of the random draw; without one it varies."),
     )
     for option in reversed(options):

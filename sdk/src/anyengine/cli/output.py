@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 import traceback
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from anyengine.errors import AnyEngineError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
-__all__ = ["EXIT_CODES", "INTERRUPTED", "Cli", "Output", "common_options"]
+__all__ = ["EXIT_CODES", "Cli", "Output", "common_options"]
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -46,13 +48,22 @@ class Output:
         """Print JSON on one line; structs and paths are understood, token ids become keys."""
         import msgspec  # noqa: PLC0415 heavy for `--help`
 
-        click.echo(msgspec.json.encode(data, enc_hook=str))
+        try:
+            encoded = msgspec.json.encode(data, enc_hook=str)
+        except UnicodeEncodeError:  # half a character, from an argument in another encoding: only an escape can hold it
+            encoded = json.dumps(msgspec.to_builtins(data, str_keys=True, enc_hook=str))
+        click.echo(encoded)
 
     def text(self, text: str, *, end: str = "\n") -> None:
         """Print a model's text as it is; to a terminal without control characters."""
         shown = text.translate(_CONTROL) if sys.stdout.isatty() else text
         # click takes escape sequences out of what goes to no terminal, unless it is told that colours are wanted.
         click.echo(shown + end, nl=False, color=True)
+
+    def quote(self, text: str) -> None:
+        """Show a person what the text that follows belongs to; what is piped is that text alone."""
+        if sys.stdout.isatty():
+            click.echo(click.style(text.translate(_CONTROL), dim=True), nl=False)
 
     def note(self, text: str) -> None:
         """Say something aside, to a person only."""
@@ -67,6 +78,9 @@ class Output:
 
         terminal = sys.stdout.isatty()
         table = Table(*headings, box=None, pad_edge=False, header_style="bold", show_edge=False)
+        table.columns[0].no_wrap = True
+        for column in table.columns:
+            column.overflow = "fold"  # on a narrow terminal nothing is left out
         for row in rows:
             table.add_row(*map(Text, row))
         console = Console(width=None if terminal else 100_000)
@@ -98,6 +112,9 @@ class Output:
             if isinstance(error, click.UsageError) and error.ctx is not None:
                 message = f"{message.removesuffix('.')} (see {error.ctx.command_path} --help)"
             facts = {"type": type(error).__name__, "message": message}
+        elif isinstance(error, OSError):
+            message, code = str(error), FAILURE
+            facts = {"type": type(error).__name__, "message": message}
         else:
             facts = {"type": type(error).__name__, "message": str(error)}
             message, code = f"unexpected {facts['type']}: {error}; --debug shows where", FAILURE
@@ -106,13 +123,23 @@ class Output:
         if self.json:
             self.document({"error": facts})
         field = getattr(error, "field", None)
-        named = "" if not field or field in message else f"{field}: "
+        named = f"{field}: " if field and not re.search(rf"\b{re.escape(field)}\b", message) else ""
         click.echo("error: " + " ".join(f"{named}{message}".split()), err=True)
         return code
 
 
 class Cli(click.Group):
     """A group that turns every error under it into its line and its exit code."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:  # of the group itself; those of its commands come through invoke
+            raise Exit(Output().error(error)) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import entry_points, version
+from importlib.metadata import distributions, entry_points, version
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from string import Template
@@ -40,10 +40,7 @@ def write_plugin(name: str, directory: Path | None = None) -> tuple[Path, list[s
             "letter, such as my-engine",
             field="name",
         )
-    taken = [point for point in entry_points(group="anyengine.engines") if point.name == name]
-    if taken:
-        owner = taken[0].dist.name if taken[0].dist else taken[0].value
-        raise InvalidConfig(f"name: {owner} brings an engine of the name {name!r} already", field="name")
+    _refuse_taken(name)
     folder = directory or Path(f"anyengine-{name}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidConfig(f"directory: {folder} exists already and is not empty", field="directory")
@@ -59,6 +56,15 @@ def write_plugin(name: str, directory: Path | None = None) -> tuple[Path, list[s
         target.write_text(Template(template.read_text(encoding="utf-8")).substitute(values), encoding="utf-8")
         written.append(relative)
     return folder, written
+
+
+def _refuse_taken(name: str) -> None:
+    taken = [point for point in entry_points(group="anyengine.engines") if point.name == name]
+    if taken:
+        owner = taken[0].dist.name if taken[0].dist else taken[0].value
+        raise InvalidConfig(f"name: {owner} brings an engine of the name {name!r} already", field="name")
+    if list(distributions(name=f"anyengine-{name}")):
+        raise InvalidConfig(f"name: a package anyengine-{name} is installed already", field="name")
 
 
 def _templates(folder: Traversable, path: PurePosixPath) -> list[tuple[PurePosixPath, Traversable]]:
