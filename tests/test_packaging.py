@@ -9,13 +9,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MIB = 2**20
+PACKAGES = {
+    "anyengine": "sdk",
+    "anyengine_conformance": "conformance",
+    "anyengine_reference": "plugins/reference",
+    "anyengine_transformers": "plugins/transformers",
+    "anyengine_vllm": "plugins/vllm",
+}
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, zipfile.ZipFile]:
     folder = tmp_path_factory.mktemp("wheels")
-    for package in ("anyengine", "anyengine-reference"):
-        command = [sys.executable, "-m", "uv", "build", "--quiet", "--wheel", "--package", package, "--out-dir", folder]
+    for package in PACKAGES.values():
+        command = [sys.executable, "-m", "uv", "build", "--quiet", "--wheel", ROOT / package, "--out-dir", folder]
         subprocess.run(command, check=True, cwd=ROOT)
     return {wheel.name.split("-")[0]: zipfile.ZipFile(wheel) for wheel in folder.glob("*.whl")}
 
@@ -24,7 +31,7 @@ def _text(wheel: zipfile.ZipFile, ending: str) -> str:
     return wheel.read(next(name for name in wheel.namelist() if name.endswith(ending))).decode()
 
 
-@pytest.mark.parametrize("package", ["anyengine", "anyengine_reference"])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_a_wheel_is_typed_and_licensed_and_brings_no_tests(wheels, package: str):
     names = wheels[package].namelist()
     assert f"{package}/py.typed" in names
@@ -56,7 +63,15 @@ def test_the_built_in_models_are_in_the_wheel_and_small(wheels):
             assert f"{models}/{model}/{name}" in sizes
 
 
-def test_the_reference_plugin_registers_itself(wheels):
-    assert "[anyengine.engines]\nreference = anyengine_reference:plugin" in _text(
-        wheels["anyengine_reference"], "entry_points.txt"
-    )
+@pytest.mark.parametrize("engine", ["reference", "transformers", "vllm"])
+def test_an_engine_plugin_registers_itself(wheels, engine):
+    package = f"anyengine_{engine}"
+    assert f"[anyengine.engines]\n{engine} = {package}:plugin" in _text(wheels[package], "entry_points.txt")
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_an_engines_library_is_an_extra_of_its_plugin(wheels, engine):
+    metadata = _text(wheels[f"anyengine_{engine}"], "METADATA")
+    needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
+    assert [line for line in needed if line.split()[1].startswith(("torch", "transformers", "vllm"))] == []
+    assert "Provides-Extra: engine" in metadata

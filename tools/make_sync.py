@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from anyengine.config import EngineConfig
     from anyengine.errors import AnyEngineError
     from anyengine.hub import ModelFiles
-    from anyengine.outputs import Completion, Score
+    from anyengine.outputs import Completion, Embedding, Score
     from anyengine.request import GenerateRequest, Message, Prompt, RequestOptions
     from anyengine.stats import EngineStats
 

@@ -323,7 +323,7 @@ CONFIG_VALUES = {
     "parallel.tensor": 2, "parallel.pipeline": 2, "parallel.data": 2, "parallel.expert": True,
     "scheduling.max_num_seqs": 2, "scheduling.max_num_batched_tokens": 8, "scheduling.chunked_prefill": True,
     "execution": "eager", "speculative": SpeculativeConfig(method="ngram"), "lora": LoRAConfig(),
-    "determinism": "run", "seed": 1, "device": "cuda", "devices": [0], "env": {"A": "1"}, "native": {"a": 1},
+    "determinism": "run", "seed": 1, "device": "cuda", "native": {"a": 1}, "task": "embed",
 }  # fmt: skip
 PARTS = {"kv_cache": KVCacheConfig, "parallel": ParallelConfig, "scheduling": SchedulingConfig}
 NOTHING = Capabilities(token_prompts=True)
@@ -338,7 +338,7 @@ def test_no_field_is_forgotten():
         for name in EngineConfig.model_fields
         for part in (PARTS[name].model_fields if name in PARTS else [""])
     }
-    assert leaves == set(CONFIG_VALUES) | SDK_CONFIG
+    assert leaves == set(CONFIG_VALUES) | {"devices"} | SDK_CONFIG  # devices: see test_place
 
 
 @pytest.mark.parametrize("field", SAMPLING_VALUES)
@@ -409,6 +409,7 @@ def everything():
         quantization=frozenset({"int8"}),
         speculative=frozenset({"ngram"}),
         determinism=frozenset({"run"}),
+        embed=True,
     )
 
 

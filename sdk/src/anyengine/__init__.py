@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         EngineDied,
         EngineStartupError,
         EngineUnresponsive,
+        EnvironmentFailed,
         Failure,
         InvalidConfig,
         InvalidRequest,
@@ -44,7 +45,17 @@ if TYPE_CHECKING:
         UnsupportedParameter,
     )
     from anyengine.hookspecs import hookimpl
-    from anyengine.outputs import Chunk, Completion, Finish, FinishReason, Score, Timings, TokenLogprobs, Usage
+    from anyengine.outputs import (
+        Chunk,
+        Completion,
+        Embedding,
+        Finish,
+        FinishReason,
+        Score,
+        Timings,
+        TokenLogprobs,
+        Usage,
+    )
     from anyengine.plugins import find_engines
     from anyengine.request import GenerateRequest, SamplingParams, Structured
     from anyengine.stats import EngineStats
@@ -55,6 +66,7 @@ __all__ = [
     "Capabilities",
     "Chunk",
     "Completion",
+    "Embedding",
     "Engine",
     "EngineClosed",
     "EngineConfig",
@@ -62,6 +74,7 @@ __all__ = [
     "EngineStartupError",
     "EngineStats",
     "EngineUnresponsive",
+    "EnvironmentFailed",
     "Failure",
     "Finish",
     "FinishReason",
@@ -112,6 +125,7 @@ _MODULES = {
         "EngineDied",
         "EngineStartupError",
         "EngineUnresponsive",
+        "EnvironmentFailed",
         "Failure",
         "InvalidConfig",
         "InvalidRequest",
@@ -126,7 +140,17 @@ _MODULES = {
         "UnsupportedParameter",
     ),
     "hookspecs": ("hookimpl",),
-    "outputs": ("Chunk", "Completion", "Finish", "FinishReason", "Score", "Timings", "TokenLogprobs", "Usage"),
+    "outputs": (
+        "Chunk",
+        "Completion",
+        "Embedding",
+        "Finish",
+        "FinishReason",
+        "Score",
+        "Timings",
+        "TokenLogprobs",
+        "Usage",
+    ),
     "plugins": ("find_engines",),
     "request": ("GenerateRequest", "SamplingParams", "Structured"),
     "stats": ("EngineStats",),

@@ -48,6 +48,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
         prompt_logprobs: level of those of the prompt.
         max_logprobs: most alternatives a token.
         score: teacher-forced scoring of a given text.
+        embed: embeddings, with ``EngineConfig.task="embed"``.
         structured: kinds of constraint: ``json_schema``, ``regex``, ``grammar``, ``choice``.
         dtypes: values of ``dtype`` beside ``auto``.
         devices: values of ``device`` beside ``auto``.
@@ -56,6 +57,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
         speculative: methods of :class:`~anyengine.SpeculativeConfig`.
         determinism: the promises that can be kept, beside ``none``.
         sleep: weights can leave the device and come back.
+        dynamic_lora: adapters can be loaded and unloaded while the engine runs.
+        reset_prefix_cache: the prefix cache can be emptied.
         unseeded: what the engine does without a seed: ``varies`` between calls, or ``fixed``; where it is fixed the
             SDK draws a seed for every request.
         conflicts: what is possible, but not together.
@@ -72,6 +75,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     prompt_logprobs: LogprobsLevel = "none"
     max_logprobs: int = 0
     score: bool = False
+    embed: bool = False
     structured: frozenset[str] = frozenset()
     dtypes: frozenset[str] = frozenset()
     devices: frozenset[str] = frozenset()
@@ -80,6 +84,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     speculative: frozenset[str] = frozenset()
     determinism: frozenset[str] = frozenset()
     sleep: bool = False
+    dynamic_lora: bool = False
+    reset_prefix_cache: bool = False
     unseeded: Literal["varies", "fixed"] = "fixed"
     conflicts: tuple[Conflict, ...] = ()
     unproven: frozenset[str] = frozenset()

@@ -132,6 +132,7 @@ class EngineConfig(_Config):
         revision: branch, tag or commit of a hub model; resolved once and pinned.
         tokenizer: folder or hub id of the tokenizer. None: the model's.
         tokenizer_revision: like ``revision``.
+        task: ``generate`` text, or ``embed`` it.
         trust_remote_code: let the checkpoint bring Python code. Off, and refused where an engine has no such thing.
         dtype: of the weights in memory; ``auto`` is the checkpoint's.
         max_model_len: context in tokens, prompt and completion together. None: the model's own.
@@ -152,6 +153,9 @@ class EngineConfig(_Config):
         environment: name of the environment whose interpreter runs the worker.
         env: environment variables of the worker.
         startup_timeout: seconds that loading may take.
+        health_timeout: seconds within which a worker's engine must answer when it is asked whether it works; else it is
+            taken for hung, every request fails with :class:`~anyengine.errors.EngineUnresponsive`, and the worker is
+            ended. A single step of the engine must fit.
         chat_template: Jinja source that replaces the model's.
         native: the engine's own options, passed as they are. One that clashes with a field above is an error.
     """
@@ -160,6 +164,7 @@ class EngineConfig(_Config):
     revision: str | None = None
     tokenizer: str | None = None
     tokenizer_revision: str | None = None
+    task: Literal["generate", "embed"] = "generate"
     trust_remote_code: bool = False
     dtype: DType = "auto"
     max_model_len: Positive | None = None
@@ -178,5 +183,6 @@ class EngineConfig(_Config):
     environment: str | None = None
     env: dict[str, str] = Field(default_factory=dict)
     startup_timeout: Annotated[float, Field(gt=0)] = 600.0
+    health_timeout: Annotated[float, Field(gt=0)] = 60.0
     chat_template: str | None = None
     native: dict[str, Any] = Field(default_factory=dict)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from anyengine.backend import BackendInfo, EnginePlugin
     from anyengine.capabilities import Capabilities
     from anyengine.hub import ModelFiles
-    from anyengine.outputs import Completion, Score
+    from anyengine.outputs import Completion, Embedding, Score
     from anyengine.request import GenerateRequest, Message, Prompt, RequestOptions
     from anyengine.runtime import Prepared, Runtime
     from anyengine.stats import EngineStats
@@ -207,7 +207,11 @@ class Engine:
         request = make_request(prompt, messages, options)
         if return_exceptions:
             raise InvalidRequest("return_exceptions: needs a list of prompts", field="return_exceptions")
-        return await self._generate(await self._runtime.prepare(request, flow))
+        prepared = await self._runtime.prepare(request, flow)
+        try:
+            return await self._generate(prepared)
+        finally:
+            self._runtime.forget(prepared)
 
     async def _generate(self, prepared: Prepared) -> Completion:
         inner = Deferred(partial(self._runtime.generate, prepared))
@@ -224,18 +228,32 @@ class Engine:
         # Room for one prompt is held while the list lasts; the others follow as places come free.
         results: list[Completion | AnyEngineError | None] = [None] * len(prompts)
         ready: list[tuple[int, Prepared]] = []
-        for position, prompt in enumerate(prompts):
-            try:
-                request = make_request(prompt, None, options)
-                ready.append((position, await self._runtime.prepare(request, flow, admitted=True)))
-            except AnyEngineError as error:
-                results[position] = placed(error, position)
-                if not return_exceptions:
-                    raise
-            if position % _CHECKED_AT_ONCE == _CHECKED_AT_ONCE - 1:
-                await anyio.lowlevel.checkpoint()  # others on this loop have their turn
-        if not ready:
-            return cast("list[Any]", results)
+        try:
+            for position, prompt in enumerate(prompts):
+                try:
+                    request = make_request(prompt, None, options)
+                    ready.append((position, await self._runtime.prepare(request, flow, admitted=True)))
+                except AnyEngineError as error:
+                    results[position] = placed(error, position)
+                    if not return_exceptions:
+                        raise
+                if position % _CHECKED_AT_ONCE == _CHECKED_AT_ONCE - 1:
+                    await anyio.lowlevel.checkpoint()  # others on this loop have their turn
+            if ready:
+                await self._serve(ready, results, return_exceptions=return_exceptions)
+        finally:
+            for _, prepared in ready:
+                self._runtime.forget(prepared)
+        return cast("list[Any]", results)
+
+    async def _serve(
+        self,
+        ready: Sequence[tuple[int, Prepared]],
+        results: list[Completion | AnyEngineError | None],
+        *,
+        return_exceptions: bool,
+    ) -> None:
+        """Generate as many at once as it pays, each result in its place."""
         n = ready[0][1].request.n
         remaining = iter(ready)
 
@@ -248,9 +266,8 @@ class Engine:
                     if not return_exceptions:
                         raise
 
-        with self._runtime.admit(n):
+        async with self._runtime.admit(n):
             await together([serve] * min(len(ready), -(-self._runtime.concurrency // n)))
-        return cast("list[Any]", results)
 
     def stream(
         self,
@@ -284,6 +301,17 @@ class Engine:
         """
         request = make_request(prompt, None, {"logprobs": logprobs})
         return await self._runtime.score(prompt_of(request), logprobs)
+
+    async def embed(self, prompt: Prompt) -> Embedding:
+        """A text as a vector; the engine was loaded with ``task="embed"``.
+
+        Args:
+            prompt: text, token ids, or messages.
+
+        Raises:
+            UnsupportedCapability: the engine cannot embed, or was loaded to generate.
+        """
+        return await self._runtime.embed(prompt_of(make_request(prompt, None, {})))
 
     # -- text without a generation ----------------------------------------------------------------
 
@@ -345,6 +373,38 @@ class Engine:
     async def stats(self) -> EngineStats:
         """A snapshot of the engine's counters and gauges."""
         return await self._runtime.stats()
+
+    async def load_lora(self, name: str, source: str | Path) -> None:
+        """Load a low-rank adapter, for requests to name in ``lora``.
+
+        Args:
+            name: a new one.
+            source: local folder or hub id.
+
+        Raises:
+            UnsupportedCapability: the engine cannot load adapters while it runs.
+            InvalidRequest: an adapter of that name is loaded.
+            ModelNotFound: there is no usable adapter at ``source``.
+            UnsupportedParameter: it does not fit the model, or the limits that the engine was loaded with.
+        """
+        await self._runtime.load_lora(name, str(source))
+
+    async def unload_lora(self, name: str) -> None:
+        """Forget a low-rank adapter.
+
+        Raises:
+            UnsupportedCapability: the engine cannot.
+            InvalidRequest: no adapter of that name is loaded.
+        """
+        await self._runtime.unload_lora(name)
+
+    async def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix, so that the next prompts are computed in full.
+
+        Raises:
+            UnsupportedCapability: the engine cannot.
+        """
+        await self._runtime.reset_prefix_cache()
 
     async def health(self) -> None:
         """Return if the engine works.

@@ -13,6 +13,7 @@
      └── Failure                     the engine or its surroundings failed
           ├── ModelNotFound          no checkpoint at that path or hub id, or an unusable one
           ├── OutOfMemory            device or host memory did not suffice
+          ├── EnvironmentFailed      an environment cannot be made, or does not work
           ├── EngineStartupError     the engine did not come up
           ├── EngineDied             the engine is gone; every open request fails with this
           ├── EngineUnresponsive     the engine exists but does not answer in time
@@ -39,6 +40,7 @@ __all__ = [
     "EngineDied",
     "EngineStartupError",
     "EngineUnresponsive",
+    "EnvironmentFailed",
     "Failure",
     "InvalidConfig",
     "InvalidRequest",
@@ -162,6 +164,25 @@ class ModelNotFound(Failure):
 
 class OutOfMemory(Failure):
     """Device or host memory did not suffice; the message says which share was asked for and what is free."""
+
+
+class EnvironmentFailed(Failure):
+    """An environment cannot be made, or its interpreter does not work; the message says what mends it.
+
+    Attributes:
+        log_tail: the last lines of what failed: pip, or the interpreter.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        engine: str | None = None,
+        field: str | None = None,
+        log_tail: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message, engine=engine, field=field)
+        self.log_tail = log_tail
 
 
 class EngineStartupError(Failure):

@@ -20,11 +20,12 @@ import pluggy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Sequence
+    from pathlib import Path
 
     from anyengine.backend import Backend, EngineDescription, QuantizeJob, TokenDelta, TokenRequest
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
-    from anyengine.outputs import Chunk, Completion, Score
+    from anyengine.outputs import Chunk, Completion, Embedding, Score
     from anyengine.request import GenerateRequest
     from anyengine.stats import EngineStats
 
@@ -115,6 +116,14 @@ class EngineHooks:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
+    def embed(self, token_ids: Sequence[int]) -> Awaitable[Embedding]:
+        """Embed a text (a capability, with ``EngineConfig.task="embed"``).
+
+        :param token_ids: at least 1, within the context.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
     def abort(self, request_id: str) -> Awaitable[None]:
         """End a request now; when the awaitable returns its cache is free. Idempotent.
 
@@ -146,6 +155,29 @@ class EngineHooks:
     @hookspec(firstresult=True)
     def wake(self) -> Awaitable[None]:
         """Come back from ``sleep``. Idempotent."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def load_lora(self, name: str, path: Path) -> Awaitable[None]:
+        """Load a low-rank adapter (the capability ``dynamic_lora``).
+
+        :param name: not loaded yet.
+        :param path: its folder, looked over by the SDK.
+        :raises UnsupportedParameter: it does not fit the model or the engine's limits.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def unload_lora(self, name: str) -> Awaitable[None]:
+        """Forget a loaded adapter (the capability ``dynamic_lora``).
+
+        :param name: a loaded one.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def reset_prefix_cache(self) -> Awaitable[None]:
+        """Forget every cached prefix (a capability)."""
         raise NotImplementedError
 
     @hookspec(firstresult=True)

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-import anyio
-import anyio.to_thread
 from pluggy import PluginValidationError
 
 from anyengine._concurrency import Deferred
-from anyengine.backend import Backend, BackendInfo, EnginePlugin
-from anyengine.errors import AnyEngineError, EngineStartupError, InvalidConfig, Misuse, PluginError
+from anyengine.errors import InvalidConfig, Misuse, PluginError
 from anyengine.hookspecs import hookimpl
-from anyengine.plugins import EngineManager, extension_manager, find_engine
-from anyengine.runtime.checks import check_config
+from anyengine.place import Here, choose_place
+from anyengine.plugins import extension_manager
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator
     from types import TracebackType
 
-    from anyengine.backend import EngineDescription
+    from anyengine.backend import EnginePlugin
     from anyengine.config import EngineConfig
     from anyengine.engine import Engine
-    from anyengine.hub import ModelFiles
     from anyengine.outputs import Chunk, Completion
+    from anyengine.place import Worker
 
-__all__ = ["EngineLoading", "describe"]
+__all__ = ["EngineLoading"]
 
 
 class EngineLoading:
@@ -64,20 +59,19 @@ class EngineLoading:
 
     async def _load(self) -> Engine:
         config = self._config()
-        plugin, description = describe(self._engine)
-        _check_place(description, config)
-        check_config(description.name, description.capabilities, config)
+        place = choose_place(self._engine, config)
+        name = place.description.name if isinstance(place, Here) else place.engine
         hooks = _extension_hooks(self._extensions)
         engine: Engine | None = None
 
         async def inner() -> None:
             nonlocal engine
             if engine is not None:
-                raise PluginError("an extension's load hook awaited the loading twice", engine=description.name)
-            engine = await _bring_up(self._cls, plugin, description, config, hooks)
+                raise PluginError("an extension's load hook awaited the loading twice", engine=name)
+            engine = await _bring_up(self._cls, place, config, hooks)
 
         try:
-            loading = hooks.load(engine=description.name, config=config, inner=Deferred(inner))
+            loading = hooks.load(engine=name, config=config, inner=Deferred(inner))
             if not hasattr(loading, "__await__"):
                 kind = type(loading).__name__
                 raise PluginError(f"an extension's load hook returned a {kind}, not an awaitable")
@@ -87,26 +81,8 @@ class EngineLoading:
                 await engine.close()
             raise
         if engine is None:
-            raise PluginError("an extension's load hook never awaited the loading itself", engine=description.name)
+            raise PluginError("an extension's load hook never awaited the loading itself", engine=name)
         return engine
-
-
-def describe(engine: object) -> tuple[EnginePlugin, EngineDescription]:
-    """The plugin of that name, or that object, and what it says about itself.
-
-    Raises:
-        UnknownEngine, InvalidConfig: there is no such engine.
-        PluginError: it cannot describe itself.
-    """
-    plugin = find_engine(engine) if isinstance(engine, str) else engine
-    if not isinstance(plugin, EnginePlugin):
-        raise InvalidConfig(
-            f"engine: {plugin!r} is neither an engine's name nor an EnginePlugin object", field="engine"
-        )
-    try:
-        return plugin, plugin.describe()
-    except Exception as error:
-        raise PluginError(f"describe of {plugin!r} raised {type(error).__name__}: {error}") from error
 
 
 def _extension_hooks(extensions: Iterable[str | object]) -> Any:
@@ -134,90 +110,11 @@ class _Innermost:
         return inner
 
 
-def _check_place(description: EngineDescription, config: EngineConfig) -> None:
-    """Where the engine will run: only in this process, so far."""
-    if config.isolation == "process" or config.environment is not None:
-        field = "isolation" if config.isolation == "process" else "environment"
-        raise InvalidConfig(
-            f"{field}: this version runs engines in the application's process only; leave it out",
-            engine=description.name,
-            field=field,
-        )
-    if config.isolation == "auto" and not description.in_process:
-        raise InvalidConfig(
-            f"isolation: {description.name} does not declare itself safe for the application's process; "
-            "pass isolation='none' to run it there all the same",
-            engine=description.name,
-            field="isolation",
-        )
-    if description.unavailable is not None:
-        raise EngineStartupError(
-            f"{description.name} cannot run here: {description.unavailable}", engine=description.name
-        )
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError as error:
-        raise InvalidConfig(
-            "an engine in this process needs an asyncio event loop; run under asyncio, or use anyengine.sync",
-            engine=description.name,
-            field="isolation",
-        ) from error
+async def _bring_up(cls: type[Engine], place: Here | Worker, config: EngineConfig, hooks: Any) -> Engine:
+    if isinstance(place, Here):
+        from anyengine.runtime.bringup import bring_up  # noqa: PLC0415 only who loads a model pays for these imports
 
+        return cls(place.description.name, config, *await bring_up(place.plugin, place.description, config), hooks)
+    from anyengine.worker.client import start_worker  # noqa: PLC0415
 
-async def _bring_up(
-    cls: type[Engine], plugin: EnginePlugin, description: EngineDescription, config: EngineConfig, hooks: Any
-) -> Engine:
-    from anyengine.hub import resolve_model  # noqa: PLC0415 only who loads a model pays for these imports
-    from anyengine.runtime.local import LocalRuntime  # noqa: PLC0415
-    from anyengine.text.tokenizer import TextTokenizer  # noqa: PLC0415
-
-    name = description.name
-    wanted = config.model or description.default_model
-    if wanted is None:
-        raise InvalidConfig(f"model: {name} has no model of its own; name one", engine=name, field="model")
-    model: ModelFiles = await anyio.to_thread.run_sync(
-        partial(
-            resolve_model,
-            wanted,
-            revision=config.revision,
-            tokenizer=config.tokenizer,
-            tokenizer_revision=config.tokenizer_revision,
-            draft=config.speculative.model if config.speculative else None,
-            builtin=description.models,
-            loras=config.lora.adapters if config.lora else {},
-        )
-    )
-    tokenizer = await anyio.to_thread.run_sync(TextTokenizer.load, model.tokenizer_path)
-    backend: Backend | None = None
-    try:
-        manager = EngineManager(plugin)
-        with anyio.move_on_after(config.startup_timeout) as limit:
-            loaded = await manager.hook.load(config=config, model=model)
-            if not isinstance(loaded, Backend):
-                raise PluginError(f"load of {name} returned a {type(loaded).__name__}, not a Backend", engine=name)
-            backend = loaded
-        if backend is None or limit.cancelled_caught:
-            message = f"{name} was not ready after {config.startup_timeout} s (startup_timeout)"
-            raise EngineStartupError(message, engine=name)
-        manager.register(backend, "backend")
-        if not isinstance(cast("object", backend.info), BackendInfo):
-            raise PluginError(f"info of {name} is a {type(backend.info).__name__}, not a BackendInfo", engine=name)
-        return cls(name, config, model, LocalRuntime(name, config, model, tokenizer, manager, backend), hooks)
-    except BaseException as error:
-        if backend is not None:
-            await _close_half_loaded(backend, error)
-        if isinstance(error, AnyEngineError):
-            error.engine = error.engine or name
-        if isinstance(error, AnyEngineError) or not isinstance(error, Exception):
-            raise
-        message = f"{name} raised {type(error).__name__} while loading, which its plugin does not map: {error}"
-        raise PluginError(message, engine=name) from error
-
-
-async def _close_half_loaded(backend: Backend, error: BaseException) -> None:
-    """Release what a load took that came to nothing; ``error`` says why it did, and stays the one that is raised."""
-    with anyio.CancelScope(shield=True):
-        try:
-            await backend.close()
-        except Exception as second:  # noqa: BLE001 noted
-            error.add_note(f"and then close raised {type(second).__name__}: {second}")
+    return cls(place.engine, config, *await start_worker(place, config), hooks)

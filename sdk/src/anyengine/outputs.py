@@ -9,7 +9,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-__all__ = ["Chunk", "Completion", "Finish", "FinishReason", "Score", "Timings", "TokenLogprobs", "Usage"]
+__all__ = ["Chunk", "Completion", "Embedding", "Finish", "FinishReason", "Score", "Timings", "TokenLogprobs", "Usage"]
 
 #: ``stop``: a stop string or token, named in ``stop_reason``. ``length``: ``max_tokens`` or the context is full.
 #: ``abort``: the caller, or a shutdown, ended it. Errors and timeouts are exceptions, not reasons.
@@ -159,3 +159,15 @@ class Score(Struct, frozen=True):
     def total(self) -> float:
         """Their sum, in nats."""
         return sum(self.logprobs)
+
+
+class Embedding(Struct, frozen=True):
+    """A text as a vector.
+
+    Attributes:
+        vector: the model's pooled output, scaled to length 1.
+        prompt_token_ids: the tokens of the text.
+    """
+
+    vector: list[float]
+    prompt_token_ids: list[int]

@@ -9,7 +9,7 @@ import anyio.to_thread
 
 from anyengine.backend import QuantizeJob
 from anyengine.errors import InvalidConfig, UnsupportedCapability, UnsupportedParameter
-from anyengine.loading import describe
+from anyengine.place import describe
 from anyengine.plugins import EngineManager
 from anyengine.runtime.contract import cause, mapped
 

@@ -62,7 +62,7 @@ class Stream:
             raise Misuse("a stream can be entered once; make another with engine.stream(...)")
         self._entered = True
         request = self._request()
-        self._inner = self._runtime.stream(await self._runtime.prepare(request, self._flow))
+        self._inner = await self._runtime.stream(request, self._flow)
         try:
             chunks = self._hook(request=request, inner=self._inner)
             if not hasattr(chunks, "__anext__"):

@@ -4,7 +4,15 @@
 engine. Everything about text (templates, tokenisation, stop strings, ``n``) is done by the SDK before and after.
 """
 
-from anyengine.backend.base import Backend, BackendInfo, EngineDescription, EnginePlugin, QuantizeJob
+from anyengine.backend.base import (
+    Backend,
+    BackendInfo,
+    EngineDescription,
+    EnginePlugin,
+    EnvironmentVariant,
+    PipStep,
+    QuantizeJob,
+)
 from anyengine.backend.collector import DeltaCollector
 from anyengine.backend.types import TokenDelta, TokenFinish, TokenRequest
 
@@ -14,6 +22,8 @@ __all__ = [
     "DeltaCollector",
     "EngineDescription",
     "EnginePlugin",
+    "EnvironmentVariant",
+    "PipStep",
     "QuantizeJob",
     "TokenDelta",
     "TokenFinish",

@@ -19,10 +19,46 @@ if TYPE_CHECKING:
     from anyengine.backend.types import TokenRequest
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
-    from anyengine.outputs import Score
+    from anyengine.outputs import Embedding, Score
     from anyengine.stats import EngineStats
 
-__all__ = ["Backend", "BackendInfo", "EngineDescription", "EnginePlugin", "QuantizeJob"]
+__all__ = [
+    "Backend",
+    "BackendInfo",
+    "EngineDescription",
+    "EnginePlugin",
+    "EnvironmentVariant",
+    "PipStep",
+    "QuantizeJob",
+]
+
+
+class PipStep(Struct, frozen=True):
+    """One run of ``pip install``.
+
+    Attributes:
+        requirements: what is installed, pinned (``torch==2.13.0``).
+        no_deps: install just these, not what they depend on.
+    """
+
+    requirements: tuple[str, ...]
+    no_deps: bool = False
+
+
+class EnvironmentVariant(Struct, frozen=True, kw_only=True):
+    """A tested set of packages that the engine runs with; ``anyengine env create`` makes an environment of it.
+
+    Attributes:
+        python: version specifier (PEP 440) of the interpreters that it was tested on.
+        steps: what pip installs, in this order, beside the SDK and the plugin.
+        platform: ``sys.platform`` that the packages are built for; None for any.
+        tested: where and when this set was seen to run, in words.
+    """
+
+    python: str
+    steps: tuple[PipStep, ...]
+    platform: str | None = None
+    tested: str = ""
 
 
 class EngineDescription(Struct, frozen=True, kw_only=True):
@@ -37,6 +73,7 @@ class EngineDescription(Struct, frozen=True, kw_only=True):
         capabilities: of the engine in general; narrowed by the backend after a load.
         models: name → folder of the models that come with the plugin.
         default_model: the one of them that is loaded if none is named.
+        environments: variant (``cpu``, ``cuda``) → the packages to make an environment of; the first is the default.
     """
 
     name: str
@@ -47,6 +84,7 @@ class EngineDescription(Struct, frozen=True, kw_only=True):
     capabilities: Capabilities
     models: dict[str, str] = field(default_factory=dict[str, str])
     default_model: str | None = None
+    environments: dict[str, EnvironmentVariant] = field(default_factory=dict[str, EnvironmentVariant])
 
 
 class BackendInfo(Struct, frozen=True, kw_only=True):
@@ -195,8 +233,44 @@ class Backend(ABC):
         """
         raise UnsupportedCapability(f"{type(self).__name__} cannot score", capability="score")
 
+    async def embed(self, token_ids: Sequence[int]) -> Embedding:  # noqa: ARG002 the default refuses
+        """Embed a text; only with ``EngineConfig.task="embed"``.
+
+        Args:
+            token_ids: length n, at least 1 and within the context.
+
+        Returns:
+            The model's pooled output as a vector of length 1.
+        """
+        raise UnsupportedCapability(f"{type(self).__name__} cannot embed", capability="embed")
+
+    async def load_lora(self, name: str, path: Path) -> None:  # noqa: ARG002 the default refuses
+        """Load a low-rank adapter, for requests to name.
+
+        Args:
+            name: not loaded yet.
+            path: folder with ``adapter_config.json`` and safetensors, looked over by the SDK.
+
+        Raises:
+            UnsupportedParameter: it does not fit the model, or the limits that the engine was loaded with.
+        """
+        raise UnsupportedCapability(f"{type(self).__name__} cannot load adapters", capability="dynamic_lora")
+
+    async def unload_lora(self, name: str) -> None:  # noqa: ARG002 the default refuses
+        """Forget a loaded adapter; requests that use it have ended."""
+        raise UnsupportedCapability(f"{type(self).__name__} cannot unload adapters", capability="dynamic_lora")
+
+    async def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix; what running requests hold stays."""
+        raise UnsupportedCapability(
+            f"{type(self).__name__} cannot reset its prefix cache", capability="reset_prefix_cache"
+        )
+
     async def health(self) -> None:  # noqa: B027 an engine in this process lives while we do
-        """Return if the engine works.
+        """Return if the engine works: ask the engine itself, down to the process that computes.
+
+        A worker calls it again and again, and takes one that does not return within ``EngineConfig.health_timeout``
+        for a hang.
 
         Raises:
             EngineDied, EngineUnresponsive: it does not.

@@ -13,7 +13,7 @@ from anyengine.hub.weights import check_weights
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["resolve_model"]
+__all__ = ["resolve_adapter", "resolve_model"]
 
 #: What is fetched from the hub: never pickled weights, never code.
 PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -71,11 +71,16 @@ def resolve_model(
         config=config,
         eos_token_ids=_eos_token_ids(path, tokenizer_path, config),
         draft=None if draft is None else resolve_model(draft, builtin=builtin, tokenizer=str(tokenizer_path)),
-        loras={name: _adapter(name, source) for name, source in (loras or {}).items()},
+        loras={name: resolve_adapter(name, source) for name, source in (loras or {}).items()},
     )
 
 
-def _adapter(name: str, source: str) -> Path:
+def resolve_adapter(name: str, source: str) -> Path:
+    """Folder of a low-rank adapter, fetched if it is on the hub, and looked over.
+
+    Raises:
+        ModelNotFound: there is none, or it is unusable.
+    """
     folder = _locate(source, None, {}, field=f"lora.adapters.{name}")[0]
     check_weights(folder)
     return folder

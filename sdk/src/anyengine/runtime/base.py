@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from contextlib import AbstractAsyncContextManager
 
     from anyengine.backend import BackendInfo
-    from anyengine.outputs import Chunk, Completion, Score
+    from anyengine.outputs import Chunk, Completion, Embedding, Score
     from anyengine.request import GenerateRequest, Message, Prompt
     from anyengine.stats import EngineStats
 
@@ -32,7 +32,7 @@ class ChunkStream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request that passed every check.
+    """A request that passed every check; it may be generated any number of times, until it is forgotten.
 
     Attributes:
         request: as the caller gave it.
@@ -69,7 +69,11 @@ class Runtime(ABC):
         """
 
     @abstractmethod
-    def admit(self, count: int) -> AbstractContextManager[None]:
+    def forget(self, prepared: Prepared) -> None:
+        """Say that a prepared request will not be generated again."""
+
+    @abstractmethod
+    def admit(self, count: int) -> AbstractAsyncContextManager[None]:
         """Room in the queue for a call of many prompts, of which each makes ``count`` sequences, while it lasts.
 
         Raises (on entering):
@@ -77,8 +81,8 @@ class Runtime(ABC):
         """
 
     @abstractmethod
-    def stream(self, prepared: Prepared) -> ChunkStream:
-        """Generate; see :class:`ChunkStream`."""
+    async def stream(self, request: GenerateRequest, flow: int) -> ChunkStream:
+        """Check a request as ``prepare`` does, and reserve a place for it; see :class:`ChunkStream`."""
 
     @abstractmethod
     async def generate(self, prepared: Prepared) -> Completion:
@@ -87,6 +91,22 @@ class Runtime(ABC):
     @abstractmethod
     async def score(self, prompt: Prompt, logprobs: int) -> Score:
         """Teacher-forced log-probabilities."""
+
+    @abstractmethod
+    async def embed(self, prompt: Prompt) -> Embedding:
+        """A text as a vector."""
+
+    @abstractmethod
+    async def load_lora(self, name: str, source: str) -> None:
+        """Load an adapter from a folder or the hub."""
+
+    @abstractmethod
+    async def unload_lora(self, name: str) -> None:
+        """Forget an adapter."""
+
+    @abstractmethod
+    async def reset_prefix_cache(self) -> None:
+        """Forget cached prefixes."""
 
     @abstractmethod
     async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool, template: Mapping[str, Any]) -> list[int]:

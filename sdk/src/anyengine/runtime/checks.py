@@ -20,7 +20,9 @@ __all__ = ["check_config", "check_request", "check_vocabulary"]
 #: Fields of a configuration that the SDK honours itself, on every engine.
 SDK_CONFIG = frozenset({
     "chat_template",
+    "env",
     "environment",
+    "health_timeout",
     "isolation",
     "model",
     "revision",
@@ -45,6 +47,7 @@ def check_config(engine: str, capabilities: Capabilities, config: EngineConfig) 
             _require(engine, name, "given", {"given"} if capabilities.native else ())
         elif name.split(".")[0] not in _BY_VALUE:
             _require(engine, name, name, capabilities.config)
+    _require(engine, "task", config.task, {"generate", "embed"} if capabilities.embed else {"generate"})
     _require(engine, "dtype", config.dtype, capabilities.dtypes | {"auto"})
     _require(engine, "device", config.device, capabilities.devices | {"auto"})
     if config.quantization is not None:
@@ -56,7 +59,7 @@ def check_config(engine: str, capabilities: Capabilities, config: EngineConfig) 
 
 
 #: Configuration fields whose values, not names, are declared.
-_BY_VALUE = frozenset({"dtype", "device", "quantization", "speculative", "determinism"})
+_BY_VALUE = frozenset({"dtype", "device", "quantization", "speculative", "determinism", "task"})
 
 
 def _require(engine: str, field: str, value: str, supported: Collection[str]) -> None:

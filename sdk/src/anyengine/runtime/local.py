@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from anyengine.backend import TokenRequest
 from anyengine.errors import (
     EngineClosed,
     InvalidRequest,
     PluginError,
     UnsupportedCapability,
-    UnsupportedParameter,
 )
-from anyengine.outputs import Score
+from anyengine.hub.resolve import resolve_adapter
+from anyengine.outputs import Embedding, Score
 from anyengine.runtime.admission import Admission
 from anyengine.runtime.base import Prepared, Runtime
 from anyengine.runtime.checks import check_request, check_vocabulary
 from anyengine.runtime.choice import ChoiceStream
 from anyengine.runtime.contract import broken, cause, mapped
 from anyengine.runtime.fanout import FanOut, run_all
+from anyengine.runtime.resolve import numbered, resolve
 from anyengine.stats import EngineStats
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
-    from anyengine.backend import Backend, BackendInfo
+    from anyengine.backend import Backend, BackendInfo, TokenRequest
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
     from anyengine.outputs import Completion
@@ -91,9 +90,16 @@ class LocalRuntime(Runtime):
     async def prepare(self, request: GenerateRequest, flow: int, *, admitted: bool = False) -> Prepared:
         self._check_open()
         called = monotonic()
+        if self._config.task != "generate":
+            raise UnsupportedCapability(
+                f"{self._name} was loaded with task={self._config.task!r}; it does not generate",
+                capability="generate",
+                engine=self._name,
+            )
         check_request(self._name, self._info, self._config, request)
         text, token_ids = await self._prompt(request)
-        tokens = self._resolve(request, text, token_ids)
+        id_ = f"{self._name}-{next(self._ids)}"
+        tokens = resolve(self._name, self._info, self._model, self._tokenizer, request, text, token_ids, id_)
         check_vocabulary(self._name, self._info.vocab_size, tokens)
         self._validate(tokens)
         return Prepared(request, (tokens, called), flow, admitted)
@@ -118,60 +124,11 @@ class LocalRuntime(Runtime):
             return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=add_special_tokens)
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
-    def _resolve(self, request: GenerateRequest, text: str | None, token_ids: list[int]) -> TokenRequest:
-        """Everything that depends on the model: length, end-of-sequence tokens, seed, banned words."""
-        room = self._info.max_model_len - len(token_ids)
-        if not token_ids:
-            raise InvalidRequest("prompt: the tokenizer makes no token of it", engine=self._name, field="prompt")
-        if room < 1:
-            raise InvalidRequest(
-                f"prompt: has {len(token_ids)} tokens; the context holds {self._info.max_model_len}, "
-                "and one must be left for the answer",
-                engine=self._name,
-                field="prompt",
-            )
-        if request.max_tokens is not None and request.max_tokens > room:
-            raise InvalidRequest(
-                f"max_tokens: {request.max_tokens} do not fit; the context of {self._info.max_model_len} tokens leaves "
-                f"{room} after a prompt of {len(token_ids)}; leave max_tokens out to use the rest",
-                engine=self._name,
-                field="max_tokens",
-            )
-        if request.min_tokens > room:
-            raise InvalidRequest(
-                f"min_tokens: {request.min_tokens} do not fit; the context of {self._info.max_model_len} tokens leaves "
-                f"{room} after a prompt of {len(token_ids)}",
-                engine=self._name,
-                field="min_tokens",
-            )
-        if text is None and not self._info.capabilities.token_prompts:
-            raise UnsupportedParameter(
-                f"prompt: {self._name} takes text only, not token ids", engine=self._name, field="prompt"
-            )
-        sampling = request.sampling
-        if sampling.seed is None and not sampling.greedy and self._info.capabilities.unseeded == "fixed":
-            sampling = sampling.model_copy(update={"seed": secrets.randbits(62)})
-        return TokenRequest(
-            id=f"{self._name}-{next(self._ids)}",
-            prompt_token_ids=token_ids,
-            prompt_text=text,
-            sampling=sampling,
-            max_tokens=request.max_tokens or room,
-            min_tokens=request.min_tokens,
-            eos_token_ids=frozenset() if request.ignore_eos else self._model.eos_token_ids,
-            stop_token_ids=frozenset(request.stop_token_ids),
-            ignore_eos=request.ignore_eos,
-            bad_word_ids=tuple(map(tuple, self._tokenizer.bad_word_sequences(sampling.bad_words))),
-            logprobs=request.logprobs,
-            prompt_logprobs=request.prompt_logprobs,
-            structured=request.structured,
-            lora=request.lora,
-            priority=request.priority,
-            cache_salt=request.cache_salt,
-        )
+    def forget(self, prepared: Prepared) -> None:
+        """Nothing is kept here."""
 
-    @contextmanager
-    def admit(self, count: int) -> Generator[None]:
+    @asynccontextmanager
+    async def admit(self, count: int) -> AsyncGenerator[None]:
         self._check_open()
         self._admission.reserve(count)
         try:
@@ -187,7 +144,7 @@ class LocalRuntime(Runtime):
         choices = [
             ChoiceStream(
                 request=request,
-                tokens=_numbered(tokens, name, index, request.n),
+                tokens=numbered(tokens, name, index, request.n),
                 index=index,
                 hooks=self._hooks,
                 engine=self._name,
@@ -203,8 +160,8 @@ class LocalRuntime(Runtime):
             self._admission.reserve(request.n)
         return choices
 
-    def stream(self, prepared: Prepared) -> ChunkStream:
-        choices = self._choices(prepared)
+    async def stream(self, request: GenerateRequest, flow: int) -> ChunkStream:
+        choices = self._choices(await self.prepare(request, flow))
         return choices[0] if len(choices) == 1 else FanOut(choices)
 
     async def generate(self, prepared: Prepared) -> Completion:
@@ -214,26 +171,15 @@ class LocalRuntime(Runtime):
 
     async def score(self, prompt: Prompt, logprobs: int) -> Score:
         self._check_open()
+        self._require("score", "cannot score")
         capabilities = self._info.capabilities
-        if not capabilities.score:
-            raise UnsupportedCapability(f"{self._name} cannot score", capability="score", engine=self._name)
         if not 0 <= logprobs <= capabilities.max_logprobs:
             raise InvalidRequest(
                 f"logprobs: must be 0 to {capabilities.max_logprobs}, not {logprobs}",
                 engine=self._name,
                 field="logprobs",
             )
-        token_ids = await self.tokenize(prompt, add_special_tokens=True, template={})
-        if not _MIN_SCORED <= len(token_ids) <= self._info.max_model_len:
-            raise InvalidRequest(
-                f"prompt: has {len(token_ids)} tokens; scoring needs {_MIN_SCORED} to {self._info.max_model_len}",
-                engine=self._name,
-                field="prompt",
-            )
-        if max(token_ids) >= self._info.vocab_size or min(token_ids) < 0:
-            raise InvalidRequest(
-                f"prompt: token ids must be 0 to {self._info.vocab_size - 1}", engine=self._name, field="prompt"
-            )
+        token_ids = await self._whole_text(prompt, "scoring", _MIN_SCORED)
         score = await self._guard(lambda: self._hooks.score(token_ids=token_ids, logprobs=logprobs), Score)
         if score.token_ids != token_ids or len(score.entries) != len(token_ids):
             raise PluginError(
@@ -241,6 +187,33 @@ class LocalRuntime(Runtime):
                 engine=self._name,
             )
         return score
+
+    async def _whole_text(self, prompt: Prompt, use: str, least: int) -> list[int]:
+        """The tokens of a text that is read, not continued."""
+        token_ids = await self.tokenize(prompt, add_special_tokens=True, template={})
+        if not least <= len(token_ids) <= self._info.max_model_len:
+            raise InvalidRequest(
+                f"prompt: has {len(token_ids)} tokens; {use} needs {least} to {self._info.max_model_len}",
+                engine=self._name,
+                field="prompt",
+            )
+        if max(token_ids) >= self._info.vocab_size or min(token_ids) < 0:
+            raise InvalidRequest(
+                f"prompt: token ids must be 0 to {self._info.vocab_size - 1}", engine=self._name, field="prompt"
+            )
+        return token_ids
+
+    async def embed(self, prompt: Prompt) -> Embedding:
+        self._check_open()
+        self._require("embed", "cannot embed")
+        if self._config.task != "embed":
+            raise UnsupportedCapability(
+                f"{self._name} was loaded to generate; load it with task='embed'",
+                capability="embed",
+                engine=self._name,
+            )
+        token_ids = await self._whole_text(prompt, "embedding", 1)
+        return await self._guard(lambda: self._hooks.embed(token_ids=token_ids), Embedding)
 
     async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool, template: Mapping[str, Any]) -> list[int]:
         self._check_open()
@@ -275,17 +248,43 @@ class LocalRuntime(Runtime):
 
     async def sleep(self) -> None:
         self._check_open()
-        self._require_sleep()
+        self._require("sleep", "cannot sleep")
         await self._guard(self._hooks.sleep, object)
 
     async def wake(self) -> None:
         self._check_open()
-        self._require_sleep()
+        self._require("sleep", "cannot sleep")
         await self._guard(self._hooks.wake, object)
 
-    def _require_sleep(self) -> None:
-        if not self._info.capabilities.sleep:
-            raise UnsupportedCapability(f"{self._name} cannot sleep", capability="sleep", engine=self._name)
+    async def load_lora(self, name: str, source: str) -> None:
+        self._check_open()
+        self._require("dynamic_lora", "cannot load adapters while it runs")
+        if name in self._info.loras:
+            raise InvalidRequest(f"name: an adapter {name!r} is loaded already", engine=self._name, field="name")
+        path = await asyncio.to_thread(resolve_adapter, name, source)
+        await self._guard(lambda: self._hooks.load_lora(name=name, path=path), object)
+        self._info = msgspec.structs.replace(self._info, loras=(*self._info.loras, name))
+
+    async def unload_lora(self, name: str) -> None:
+        self._check_open()
+        self._require("dynamic_lora", "cannot unload adapters while it runs")
+        if name not in self._info.loras:
+            loaded = ", ".join(self._info.loras) or "none"
+            raise InvalidRequest(
+                f"name: no adapter is named {name!r}; loaded are: {loaded}", engine=self._name, field="name"
+            )
+        # First out of the list, so that no request comes in that needs it.
+        self._info = msgspec.structs.replace(self._info, loras=tuple(n for n in self._info.loras if n != name))
+        await self._guard(lambda: self._hooks.unload_lora(name=name), object)
+
+    async def reset_prefix_cache(self) -> None:
+        self._check_open()
+        self._require("reset_prefix_cache", "cannot reset its prefix cache")
+        await self._guard(self._hooks.reset_prefix_cache, object)
+
+    def _require(self, capability: str, lack: str) -> None:
+        if not getattr(self._info.capabilities, capability):
+            raise UnsupportedCapability(f"{self._name} {lack}", capability=capability, engine=self._name)
 
     async def close(self) -> None:
         self._closed = True
@@ -308,13 +307,3 @@ class LocalRuntime(Runtime):
         except Exception as error:  # noqa: BLE001 mapped, never swallowed
             raise mapped(error, self._name) from cause(error)
         return result
-
-
-def _numbered(tokens: TokenRequest, name: str, index: int, n: int) -> TokenRequest:
-    """The request of one of ``n`` sequences: its own id, and the seed plus its index."""
-    if n == 1:
-        return msgspec.structs.replace(tokens, id=name)
-    sampling = tokens.sampling
-    if sampling.seed is not None:
-        sampling = sampling.model_copy(update={"seed": (sampling.seed + index) % 2**63})
-    return msgspec.structs.replace(tokens, id=f"{name}.{index}", sampling=sampling)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from anyengine.config import EngineConfig
     from anyengine.errors import AnyEngineError
     from anyengine.hub import ModelFiles
-    from anyengine.outputs import Completion, Score
+    from anyengine.outputs import Completion, Embedding, Score
     from anyengine.request import GenerateRequest, Message, Prompt, RequestOptions
     from anyengine.stats import EngineStats
 
@@ -216,6 +216,17 @@ class Engine:
         """
         return self._portal.call(partial(self._engine.score, prompt, logprobs=logprobs))
 
+    def embed(self, prompt: Prompt) -> Embedding:
+        """A text as a vector; the engine was loaded with ``task="embed"``.
+
+        Args:
+            prompt: text, token ids, or messages.
+
+        Raises:
+            UnsupportedCapability: the engine cannot embed, or was loaded to generate.
+        """
+        return self._portal.call(partial(self._engine.embed, prompt))
+
     def tokenize(
         self, prompt: Prompt, *, add_special_tokens: bool = True, chat_template_kwargs: Mapping[str, Any] | None = None
     ) -> list[int]:
@@ -269,6 +280,38 @@ class Engine:
     def stats(self) -> EngineStats:
         """A snapshot of the engine's counters and gauges."""
         return self._portal.call(self._engine.stats)
+
+    def load_lora(self, name: str, source: str | Path) -> None:
+        """Load a low-rank adapter, for requests to name in ``lora``.
+
+        Args:
+            name: a new one.
+            source: local folder or hub id.
+
+        Raises:
+            UnsupportedCapability: the engine cannot load adapters while it runs.
+            InvalidRequest: an adapter of that name is loaded.
+            ModelNotFound: there is no usable adapter at ``source``.
+            UnsupportedParameter: it does not fit the model, or the limits that the engine was loaded with.
+        """
+        return self._portal.call(partial(self._engine.load_lora, name, source))
+
+    def unload_lora(self, name: str) -> None:
+        """Forget a low-rank adapter.
+
+        Raises:
+            UnsupportedCapability: the engine cannot.
+            InvalidRequest: no adapter of that name is loaded.
+        """
+        return self._portal.call(partial(self._engine.unload_lora, name))
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix, so that the next prompts are computed in full.
+
+        Raises:
+            UnsupportedCapability: the engine cannot.
+        """
+        return self._portal.call(self._engine.reset_prefix_cache)
 
     def health(self) -> None:
         """Return if the engine works.

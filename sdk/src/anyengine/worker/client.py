@@ -1,0 +1,259 @@
+"""The runtime of an engine that lives in a worker: what is asked of it here is done there."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from anyengine._concurrency import despite_cancellation
+from anyengine.errors import AnyEngineError, EngineClosed, EngineStartupError
+from anyengine.outputs import Completion, Embedding, Score
+from anyengine.runtime.base import Prepared, Runtime
+from anyengine.stats import EngineStats
+from anyengine.worker.connection import Connection
+from anyengine.worker.process import WorkerProcess
+from anyengine.worker.protocol import PROTOCOL, Hello, Loaded
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+
+    from anyengine.backend import BackendInfo
+    from anyengine.config import EngineConfig
+    from anyengine.hub import ModelFiles
+    from anyengine.outputs import Chunk
+    from anyengine.place import Worker
+    from anyengine.request import GenerateRequest, Message, Prompt
+    from anyengine.runtime.base import ChunkStream
+    from anyengine.worker.mailbox import Mailbox
+
+__all__ = ["WorkerRuntime", "start_worker"]
+
+#: Seconds that a worker is given to end by itself after its engine was closed.
+_GRACE = 10.0
+#: Fields of a configuration that are honoured here, before the worker starts, and not sent.
+_HERE = {"isolation", "environment", "env"}
+
+
+async def start_worker(place: Worker, config: EngineConfig) -> tuple[ModelFiles, WorkerRuntime]:
+    """Start a worker, and load the engine in it.
+
+    Raises:
+        EngineStartupError: the worker did not start, speaks another protocol, or was not ready in time.
+        AnyEngineError: whatever loading the engine raises.
+    """
+    loop = asyncio.get_running_loop()
+    connection: Connection | None = None
+
+    def failed(error: AnyEngineError) -> None:
+        if connection is not None and connection.error is None:
+            connection.fail(error)
+
+    process = WorkerProcess(
+        place.python,
+        place.engine,
+        variables=_variables(config),
+        health_timeout=config.health_timeout,
+        failed=failed,
+    )
+    try:
+        process.requests.setblocking(False)  # noqa: FBT003 the standard library's signature
+        _, connection = await loop.create_unix_connection(lambda: Connection(loop, process.died), sock=process.requests)
+        with anyio.move_on_after(config.startup_timeout) as limit:
+            hello = await connection.hello
+            process.worker_pid = hello.pid
+            _check_hello(place, hello)
+            connection.send(Hello(PROTOCOL, version("anyengine")))
+            _, loaded = await connection.call("load", Loaded, **_load(place, config, process.log_level))
+            return loaded.model, WorkerRuntime(place.engine, config, loaded, process, connection)
+        assert limit.cancelled_caught  # noqa: S101 there is no other way here
+        raise EngineStartupError(
+            f"{place.engine} was not ready after {config.startup_timeout} s (startup_timeout){process.last_words()}",
+            engine=place.engine,
+        )
+    except BaseException as error:
+        process.closing()
+        process.kill()
+        with anyio.CancelScope(shield=True):
+            if connection is not None:
+                await connection.close(process.died())
+            else:
+                process.requests.close()
+            await process.gone(_GRACE)
+        if isinstance(error, AnyEngineError):
+            error.engine = error.engine or place.engine
+        raise
+
+
+def _variables(config: EngineConfig) -> dict[str, str]:
+    """Environment variables of the worker."""
+    if config.devices is None:
+        return dict(config.env)
+    visible = ",".join(map(str, config.devices))
+    # Numbered as the driver does, not by speed.
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible} | dict(config.env)
+
+
+def _load(place: Worker, config: EngineConfig, log_level: int) -> dict[str, Any]:
+    fields = config.model_dump(exclude_defaults=True, exclude=_HERE)
+    return {"engine": place.engine, "config": fields, "log_level": log_level}
+
+
+def _check_hello(place: Worker, hello: Hello) -> None:
+    if hello.protocol[0] != PROTOCOL[0]:
+        where = f"environment {place.environment}" if place.environment else f"interpreter {place.python}"
+        raise EngineStartupError(
+            f"the anyengine {hello.sdk} of the {where} speaks version {hello.protocol[0]} of the worker protocol, this "
+            f"one ({version('anyengine')}) version {PROTOCOL[0]}; install the same version there",
+            engine=place.engine,
+        )
+
+
+class _Chunks:
+    """One request's chunks; see :class:`anyengine.runtime.base.ChunkStream`."""
+
+    def __init__(self, connection: Connection, id_: int, mailbox: Mailbox) -> None:
+        self._connection = connection
+        self._id = id_
+        self._mailbox = mailbox
+        self._begun = False
+        self._over = False
+
+    def __aiter__(self) -> _Chunks:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        if self._over:
+            raise StopAsyncIteration
+        if not self._begun:
+            self._begun = True
+            self._connection.tell("read", stream=self._id)
+        return await self._mailbox.take()
+
+    async def aclose(self) -> None:
+        self._over = True
+        await despite_cancellation(self._connection.leave(self._id, self._mailbox))
+
+
+class WorkerRuntime(Runtime):
+    """Hands everything to a worker; only validation of types and the merging of chunks happen here."""
+
+    def __init__(
+        self, engine: str, config: EngineConfig, loaded: Loaded, process: WorkerProcess, connection: Connection
+    ) -> None:
+        self._engine = engine
+        self._config = config
+        self._info = loaded.info
+        self._concurrency = loaded.concurrency
+        self._process = process
+        self._connection = connection
+        self._closing: asyncio.Lock = asyncio.Lock()
+        self._closed = False
+
+    @property
+    def info(self) -> BackendInfo:
+        return self._info
+
+    @property
+    def concurrency(self) -> int:
+        return self._concurrency
+
+    @property
+    def pid(self) -> int:
+        """Process id of the worker's supervisor, which leads its session."""
+        return self._process.pid
+
+    async def _call(self, method: str, kind: Any = None, **arguments: Any) -> Any:
+        return (await self._connection.call(method, kind, **arguments))[1]
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    async def prepare(self, request: GenerateRequest, flow: int, *, admitted: bool = False) -> Prepared:
+        fields = request.model_dump(exclude_defaults=True)
+        id_, _ = await self._connection.call("prepare", request=fields, flow=flow, admitted=admitted)
+        return Prepared(request, id_, flow, admitted)
+
+    def forget(self, prepared: Prepared) -> None:
+        self._connection.tell("forget", prepared=prepared.payload)
+
+    async def generate(self, prepared: Prepared) -> Completion:
+        return await self._call("generate", Completion, prepared=prepared.payload)
+
+    @asynccontextmanager
+    async def admit(self, count: int) -> AsyncGenerator[None]:
+        id_, _ = await self._connection.call("admit", count=count)
+        try:
+            yield
+        finally:
+            self._connection.tell("leave", admission=id_)
+
+    async def stream(self, request: GenerateRequest, flow: int) -> ChunkStream:
+        fields = request.model_dump(exclude_defaults=True)
+        return _Chunks(self._connection, *await self._connection.open(request=fields, flow=flow))
+
+    # -- text, scores, vectors --------------------------------------------------------------------
+
+    async def score(self, prompt: Prompt, logprobs: int) -> Score:
+        return await self._call("score", Score, prompt=prompt, logprobs=logprobs)
+
+    async def embed(self, prompt: Prompt) -> Embedding:
+        return await self._call("embed", Embedding, prompt=prompt)
+
+    async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool, template: Mapping[str, Any]) -> list[int]:
+        return await self._call(
+            "tokenize", list[int], prompt=prompt, add_special_tokens=add_special_tokens, template=dict(template)
+        )
+
+    async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        return await self._call("detokenize", str, token_ids=list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    async def apply_chat_template(self, messages: Sequence[Message], template: Mapping[str, Any]) -> str:
+        return await self._call("apply_chat_template", str, messages=list(messages), template=dict(template))
+
+    # -- the engine as a whole --------------------------------------------------------------------
+
+    async def stats(self) -> EngineStats:
+        return await self._call("stats", EngineStats)
+
+    async def health(self) -> None:
+        await self._call("health")
+
+    async def sleep(self) -> None:
+        await self._call("sleep")
+
+    async def wake(self) -> None:
+        await self._call("wake")
+
+    async def load_lora(self, name: str, source: str) -> None:
+        await self._call("load_lora", name=name, source=source)
+
+    async def unload_lora(self, name: str) -> None:
+        await self._call("unload_lora", name=name)
+
+    async def reset_prefix_cache(self) -> None:
+        await self._call("reset_prefix_cache")
+
+    async def close(self) -> None:
+        async with self._closing:  # who comes second waits for the first
+            if self._closed:
+                return
+            self._closed = True
+            self._process.closing()
+            if self._connection.error is None:
+                await self._say_goodbye()
+            await self._connection.close(
+                EngineClosed(f"the engine {self._engine} was closed; load a new one", engine=self._engine)
+            )
+            await self._process.gone(_GRACE)
+
+    async def _say_goodbye(self) -> None:
+        """Let the engine close itself; one that fails to, or takes too long, is ended with its worker."""
+        goodbye = asyncio.create_task(self._call("close"))
+        await asyncio.wait([goodbye], timeout=_GRACE)
+        if not goodbye.done() or goodbye.exception() is not None:
+            self._process.kill()
+            goodbye.cancel()
+            await asyncio.wait([goodbye])

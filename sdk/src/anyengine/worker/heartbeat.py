@@ -1,0 +1,115 @@
+"""The worker's signs of life, and its log, on a channel and a thread of their own.
+
+The thread beats while the event loop is busy, and stops with the process; what the loop knows (when the engine last
+answered) it is told through an attribute.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections import deque
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from anyengine.worker.errors import encode_error
+from anyengine.worker.protocol import Failed, Heartbeat, Log, frame
+from anyengine.worker.supervisor import descendants
+
+if TYPE_CHECKING:
+    import socket
+
+    from anyengine.errors import AnyEngineError
+
+__all__ = ["INTERVAL", "ControlThread"]
+
+#: Seconds between two heartbeats.
+INTERVAL = 1.0
+#: Log records that may wait to be sent; more are counted and left out, so that a flood costs the engine nothing.
+_MAX_WAITING = 1000
+#: Beats in a row that find a process stopped before it is reported: a debugger's short stop is none of ours.
+_STOPPED_BEATS = 3
+
+
+class ControlThread(logging.Handler):
+    """Sends heartbeats, log records and the engine's failure.
+
+    Attributes:
+        answered: when the engine last answered that it works, on the monotonic clock; None while it loads.
+    """
+
+    def __init__(self, control: socket.socket) -> None:
+        super().__init__()
+        self.answered: float | None = None
+        self._control = control
+        self._records: deque[Log] = deque()
+        self._dropped = 0
+        self._failure: Failed | None = None
+        self._wake = threading.Event()
+        self._stopped: dict[int, int] = {}
+        self._thread = threading.Thread(target=self._run, name="anyengine-control", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self._records) >= _MAX_WAITING:
+            self._dropped += 1
+            return
+        try:
+            message = self.format(record)
+        except Exception:  # noqa: BLE001 as logging does: a record that cannot be formatted harms nobody
+            self.handleError(record)
+            return
+        # What UTF-8 has no place for would end the channel.
+        clean = message.encode(errors="replace").decode()
+        self._records.append(Log(record.levelno, record.name, clean))
+        self._wake.set()
+
+    def fail(self, error: AnyEngineError) -> None:
+        """Say that the engine as a whole has failed."""
+        self._failure = Failed(encode_error(error))
+        self._wake.set()
+
+    def _run(self) -> None:
+        due = monotonic()
+        try:
+            while True:
+                self._wake.wait(max(0.0, due - monotonic()))
+                self._wake.clear()
+                messages: list[object] = []
+                while self._records:
+                    messages.append(self._records.popleft())
+                if self._dropped:
+                    dropped, self._dropped = self._dropped, 0
+                    messages.append(Log(logging.WARNING, "anyengine.worker", f"{dropped} log records were left out"))
+                if self._failure is not None:
+                    messages.append(self._failure)
+                    self._failure = None
+                if monotonic() >= due:
+                    due = monotonic() + INTERVAL
+                    unanswered = 0.0 if self.answered is None else monotonic() - self.answered
+                    messages.append(Heartbeat(unanswered, self._stopped_processes()))
+                if messages:
+                    self._control.sendall(frame(messages))
+        except OSError:  # the application has gone; the supervisor sees to the rest
+            return
+
+    def _stopped_processes(self) -> tuple[int, ...]:
+        """Processes of the engine that have stood still, stopped by a signal, for several beats."""
+        if sys.platform != "linux":
+            return ()
+        stopped = {pid: self._stopped.get(pid, 0) + 1 for pid in descendants(os.getpid()) if _state(pid) in {"T", "t"}}
+        self._stopped = stopped
+        return tuple(pid for pid, beats in stopped.items() if beats >= _STOPPED_BEATS)
+
+
+def _state(pid: int) -> str:
+    """The letter of proc(5), or nothing if there is no such process any more."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    # The command's name stands in brackets and may hold anything.
+    return stat.rpartition(")")[2].split()[0]

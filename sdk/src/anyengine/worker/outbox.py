@@ -1,0 +1,80 @@
+"""What a worker has to say, gathered until the event loop has done its round, and sent in one frame."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from anyengine.worker.protocol import ChunkItem, Chunks, frame
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from anyengine.outputs import Chunk
+
+__all__ = ["Outbox"]
+
+
+class Outbox:
+    """Sends messages and chunks; chunks of one sequence are merged while the other side does not take them.
+
+    All streams that an engine's step serves so share a frame, and an application that does not read costs memory for
+    its tokens only.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> None:
+        self._loop = loop
+        self._transport = transport
+        self._messages: list[object] = []
+        self._chunks: dict[tuple[int, int], ChunkItem] = {}
+        self._scheduled = False
+        self._paused = False
+
+    def send(self, message: object) -> None:
+        """Send a message, after the chunks that were put before it."""
+        self._messages.append(message)
+        self._schedule()
+
+    def put(self, stream: int, chunk: Chunk) -> None:
+        """Send a chunk of a stream."""
+        key = (stream, chunk.index)
+        waiting = self._chunks.get(key)
+        if waiting is None:
+            self._chunks[key] = ChunkItem(
+                stream, chunk.index, chunk.text, chunk.token_ids, chunk.logprobs, chunk.finish
+            )
+        else:
+            waiting.text += chunk.text
+            waiting.token_ids = waiting.token_ids + chunk.token_ids
+            if chunk.logprobs is not None:
+                waiting.logprobs = [*(waiting.logprobs or ()), *chunk.logprobs]
+            waiting.finish = chunk.finish
+        self._schedule()
+
+    def drop(self, stream: int) -> None:
+        """Forget what waits of a stream that nobody reads any more."""
+        for key in [key for key in self._chunks if key[0] == stream]:
+            del self._chunks[key]
+
+    def pause(self) -> None:
+        """Hold everything back: the other side is slow."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Go on."""
+        self._paused = False
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled and not self._paused:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self._paused or not (self._messages or self._chunks):
+            return
+        # Chunks first: what ends a stream comes after what it ends.
+        messages = [Chunks(list(self._chunks.values())), *self._messages] if self._chunks else self._messages
+        self._chunks = {}
+        self._messages = []
+        self._transport.write(frame(messages))

@@ -1,0 +1,203 @@
+"""The worker's side of the protocol: calls in, a session behind, answers out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from msgspec import Raw
+
+from anyengine.errors import AnyEngineError, EngineClosed, InvalidRequest
+from anyengine.worker.errors import encode_error
+from anyengine.worker.heartbeat import INTERVAL
+from anyengine.worker.outbox import Outbox
+from anyengine.worker.protocol import (
+    PROTOCOL,
+    Call,
+    Cancel,
+    Cancelled,
+    End,
+    Error,
+    FrameReader,
+    Hello,
+    Result,
+    encode,
+)
+from anyengine.worker.session import METHODS, Session, unmapped
+
+if TYPE_CHECKING:
+    from anyengine.worker.heartbeat import ControlThread
+
+__all__ = ["Server"]
+
+#: Seconds that an engine is given to close when the application has gone without a word.
+_CLOSE_SECONDS = 5.0
+
+
+class Server(asyncio.Protocol):
+    """Serves one application over one connection.
+
+    Attributes:
+        done: done when the connection has ended and the engine is closed.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, control: ControlThread) -> None:
+        self.done: asyncio.Future[None] = loop.create_future()
+        self._loop = loop
+        self._control = control
+        self._session = Session()
+        self._reader = FrameReader(FrameReader.QUESTIONS)
+        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._pumps: dict[int, asyncio.Task[None]] = {}
+        self._kept: set[asyncio.Task[None]] = set()
+        self._outbox: Outbox
+        self._transport: asyncio.Transport
+
+    # -- the connection ---------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 what asyncio gives to a stream protocol
+        self._transport = transport
+        self._outbox = Outbox(self._loop, transport)
+
+    def greet(self, hello: Hello) -> None:
+        """Send the first message."""
+        self._outbox.send(hello)
+
+    def pause_writing(self) -> None:
+        self._outbox.pause()
+
+    def resume_writing(self) -> None:
+        self._outbox.resume()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._reader.feed(data):
+                self._take(message)
+        except ValueError as error:
+            refusal = InvalidRequest(f"this is no frame of the worker protocol {PROTOCOL}: {error}")
+            self._outbox.send(Error(0, encode_error(refusal)))
+            self._loop.call_soon(self._transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 the protocol's signature
+        self._keep(self._wind_up())
+
+    async def _wind_up(self) -> None:
+        tasks = [*self._calls.values(), *self._pumps.values(), *self._kept - {asyncio.current_task()}]
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._session.close(0)
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def _keep(self, work: Any) -> None:
+        """Run something beside, holding on to it (the loop itself does not)."""
+        task = self._loop.create_task(work)
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
+
+    # -- messages ---------------------------------------------------------------------------------
+
+    def _take(self, message: Hello | Call | Cancel) -> None:
+        if isinstance(message, Call):
+            if message.method == "read":  # the hot path: no task but the pump itself
+                self._read(message)
+                return
+            task = self._loop.create_task(self._answer(message))
+            self._calls[message.id or -id(task)] = task
+            task.add_done_callback(lambda task: self._answered(message.id or -id(task), task))
+        elif isinstance(message, Cancel):
+            self._cancel(message.id)
+        elif message.protocol[0] != PROTOCOL[0]:
+            self._transport.close()  # the application knows our version, and says what to do
+
+    async def _answer(self, call: Call) -> None:
+        try:
+            if call.method not in METHODS:
+                raise InvalidRequest(f"method: the worker has no {call.method!r}", field="method")
+            value = await getattr(self._session, call.method)(call.id, **call.arguments)
+            answer: Result | Error = Result(call.id, Raw(encode(value)))
+            if call.method == "load":
+                self._keep(self._watch())
+        except AnyEngineError as error:
+            answer = Error(call.id, encode_error(error))
+        except Exception as error:  # noqa: BLE001 mapped, never swallowed
+            failure = unmapped(error, call.method)
+            failure.__cause__ = error
+            answer = Error(call.id, encode_error(failure))
+        if call.id:
+            self._outbox.send(answer)
+
+    def _answered(self, key: int, task: asyncio.Task[None]) -> None:
+        self._calls.pop(key, None)
+        if task.cancelled() and key > 0:
+            self._outbox.send(Cancelled(key))
+
+    def _cancel(self, id_: int) -> None:
+        call = self._calls.get(id_)
+        if call is not None:
+            call.cancel()
+        elif id_ in self._session.streams:
+            self._keep(self._leave(id_))
+
+    # -- streams ----------------------------------------------------------------------------------
+
+    def _read(self, call: Call) -> None:
+        stream = call.arguments.get("stream")
+        if stream in self._session.streams and stream not in self._pumps:
+            self._pumps[stream] = self._loop.create_task(self._pump(stream))
+
+    async def _pump(self, id_: int) -> None:
+        outbox = self._outbox
+        try:
+            async for chunk in self._session.streams[id_]:
+                outbox.put(id_, chunk)
+        except AnyEngineError as error:
+            outbox.send(Error(id_, encode_error(error)))
+        except Exception as error:  # noqa: BLE001 mapped, never swallowed
+            failure = unmapped(error, "stream")
+            failure.__cause__ = error
+            outbox.send(Error(id_, encode_error(failure)))
+        else:
+            outbox.send(End(id_))
+        # Not where it was cancelled: `_leave` still needs them.
+        self._session.streams.pop(id_, None)
+        self._pumps.pop(id_, None)
+
+    async def _leave(self, id_: int) -> None:
+        """End a stream that is not read any more."""
+        pump = self._pumps.get(id_)
+        if pump is not None:
+            pump.cancel()
+            await asyncio.wait([pump])
+            self._pumps.pop(id_, None)
+        stream = self._session.streams.pop(id_, None)
+        if stream is None:  # it ended meanwhile, and has said so
+            return
+        answer: Cancelled | Error = Cancelled(id_)
+        try:
+            await stream.aclose()
+        except AnyEngineError as error:
+            answer = Error(id_, encode_error(error))
+        self._outbox.drop(id_)
+        self._outbox.send(answer)
+
+    # -- signs of life ----------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Ask the engine again and again whether it works; the control thread tells how long it has not answered."""
+        while True:
+            self._control.answered = monotonic()
+            await anyio.sleep(INTERVAL)
+            try:
+                await self._session.health(0)
+            except EngineClosed:
+                return
+            except AnyEngineError as error:
+                self._control.fail(error)
+                return

@@ -1,0 +1,128 @@
+"""The small process between application and worker: whichever of the two dies, nothing of the engine stays behind.
+
+It starts the worker, tells the application the moment it ends, and ends every process that the engine has left. Where
+the application goes away it ends all of them at once. An engine's own children (vLLM's engine core, tensor-parallel
+ranks) become children of this process when the worker dies, so they are found (``PR_SET_CHILD_SUBREAPER``, Linux).
+
+Only the standard library, and no threads: it must work whatever state the engine is in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+__all__ = ["die_with_parent", "supervise"]
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_LINUX = sys.platform == "linux"
+#: Seconds that processes are given to be gone after SIGKILL; a driver may hold one for a while.
+_PATIENCE = 20.0
+
+
+def _prctl(option: int, value: int) -> None:
+    if _LINUX:
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def die_with_parent(parent: int, signum: int) -> None:
+    """Have the kernel send ``signum`` to this process when its parent ends (Linux)."""
+    _prctl(_PR_SET_PDEATHSIG, signum)
+    if os.getppid() != parent:  # it ended before this was called
+        os.kill(os.getpid(), signum)
+
+
+def supervise(lifeline: int, parent: int, command: list[str], keep: tuple[int, ...]) -> int:
+    """Run the worker until it ends or the application does; then end all that is left.
+
+    Args:
+        lifeline: socket to the application. Its other end is closed when the application is gone, or wants all gone.
+            The worker's exit status is written to it as a line.
+        parent: process id of the application.
+        command: the worker's command line.
+        keep: descriptors that the worker inherits.
+
+    Returns:
+        The worker's exit status, minus the signal's number if one ended it.
+    """
+    woken, wake = os.pipe()
+    for end in (woken, wake):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, _noted)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    die_with_parent(parent, signal.SIGTERM)
+    line = socket.socket(fileno=lifeline)
+    worker = subprocess.Popen(command, pass_fds=keep, process_group=0, stdin=subprocess.DEVNULL)  # noqa: S603 our own
+    for descriptor in keep:
+        os.close(descriptor)  # or the application would not see the worker's end close
+    status: int | None = None
+    while status is None and not _gone(line, woken):
+        status = worker.poll()
+    if status is None:
+        _end_all(worker.pid)
+        return worker.wait()
+    with contextlib.suppress(OSError):
+        line.sendall(b"%d\n" % status)
+    _end_all(worker.pid)
+    return status
+
+
+def _noted(signum: int, frame: object) -> None:
+    """Only the wake-up byte matters."""
+
+
+def _gone(line: socket.socket, woken: int) -> bool:
+    """Wait for something to happen; whether it is that the application has gone, or that all is to end."""
+    ready, _, _ = select.select([line, woken], [], [])
+    signals = b""
+    if woken in ready:
+        signals = os.read(woken, 4096)
+    ended = bool({signal.SIGTERM, signal.SIGINT, signal.SIGHUP} & set(signals))
+    # The application never writes: what can be read is the end.
+    return ended or line in ready
+
+
+def _end_all(worker: int) -> None:
+    """Kill the worker's group and every descendant, also those that left the group, and reap them."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        with contextlib.suppress(OSError):
+            os.killpg(worker, signal.SIGKILL)
+        for pid in descendants(os.getpid()):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.01)
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids below ``pid``, children first (Linux; empty elsewhere)."""
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        parent = waiting.pop()
+        for file in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                children = [int(child) for child in file.read_text().split()]
+                found += children
+                waiting += children
+    return found

@@ -1,0 +1,187 @@
+# ruff: noqa: T201 engines print
+"""Simulated engines, good and bad, that run in a worker: each an entry point of the package that conftest.py makes."""
+
+import asyncio
+import itertools
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from anyengine.backend import EnvironmentVariant
+from anyengine.errors import EngineDied
+from anyengine.testing import ScriptedPlugin, all_capabilities, make_model_folder
+from msgspec.structs import replace
+
+HELLO = [71, 68, 75, 75, 78, 220, 86, 78, 81, 75, 67, 13, 220]
+MODEL = Path(__file__).parent / "model"
+if not MODEL.exists():
+    make_model_folder(MODEL)
+
+
+class Simulated(ScriptedPlugin):
+    """A scripted engine whose backend is changed after its load."""
+
+    change = None
+
+    def describe(self):
+        variant = EnvironmentVariant(python=">=3.11", steps=())
+        return replace(super().describe(), in_process=False, environments={"cpu": variant})
+
+    async def load(self, config, model):
+        backend = await super().load(config, model)
+        if self.change:
+            self.change(backend)
+        return backend
+
+
+def engine(name, script=HELLO, change=None, **options):
+    plugin = Simulated(script if callable(script) else lambda _: script, str(MODEL), name=name, **options)
+    plugin.change = staticmethod(change) if change else None
+    return plugin
+
+
+def endless(_request):
+    return itertools.cycle(HELLO)
+
+
+capabilities = all_capabilities()
+hello = engine("hello")
+lora = engine("lora", capabilities=replace(capabilities, request=capabilities.request | {"lora"}))
+slow = engine("slow", endless, step_seconds=0.005)
+fast = engine("fast", endless)
+
+
+def dying(how):
+    def script(request):
+        yield from HELLO[:4]
+        print("the last words of the engine", flush=True)
+        time.sleep(0.1)
+        how()
+        yield 1
+
+    return script
+
+
+exits = engine("exits", dying(lambda: os._exit(7)))
+crashes = engine("crashes", dying(lambda: os.kill(os.getpid(), signal.SIGSEGV)))
+
+
+def raising(backend):
+    stream = backend.stream
+
+    async def faulty(request):
+        async for delta in stream(request):
+            yield delta
+            if request.max_tokens == 13:
+                raise LookupError("an engine's own error")
+
+    backend.stream = faulty
+    backend.generate = lambda request: type(backend).generate(backend, request)
+
+
+raises = engine("raises", HELLO, raising)
+
+
+def with_children(backend):
+    """Two processes: one like an engine's core, one that has left the group."""
+    code = "import time; time.sleep(1000)"
+    backend.children = [
+        subprocess.Popen([sys.executable, "-c", code]),
+        subprocess.Popen([sys.executable, "-c", code], start_new_session=True),
+    ]
+    stats = backend.stats
+
+    async def told():
+        return replace(await stats(), native={"pid": os.getpid(), "children": [c.pid for c in backend.children]})
+
+    backend.stats = told
+
+
+children = engine("children", endless, with_children, step_seconds=0.005)
+
+
+def silent(backend):
+    async def health():
+        await asyncio.sleep(1000)
+
+    backend.health = health
+
+
+hangs = engine("hangs", endless, silent, step_seconds=0.005)
+
+
+def blocked(request):
+    yield from HELLO[:4]
+    time.sleep(1000)
+    yield 1
+
+
+blocks = engine("blocks", blocked)
+
+
+def dead(backend):
+    async def health():
+        raise EngineDied("the core of the simulated engine is gone")
+
+    backend.health = health
+
+
+core_dies = engine("core-dies", endless, dead, step_seconds=0.005)
+
+
+def flooding(request):
+    for token in HELLO:
+        for _ in range(2000):
+            print("noise " * 20)
+            logging.getLogger("engine").warning("noise %s", token)
+        yield token
+
+
+floods = engine("floods", flooding)
+
+
+def unclosable(backend):
+    async def close():
+        await asyncio.sleep(1000)
+
+    backend.close = close
+
+
+unclosed = engine("unclosed", HELLO, unclosable)
+
+
+class NeverLoads(Simulated):
+    async def load(self, config, model):
+        print("loading the weights", flush=True)
+        await asyncio.sleep(1000)
+
+
+never = NeverLoads(lambda _: HELLO, str(MODEL), name="never")
+
+
+class DiesInLoad(Simulated):
+    async def load(self, config, model):
+        print("no kernel image is available", flush=True)
+        os._exit(3)
+
+
+dies_in_load = DiesInLoad(lambda _: HELLO, str(MODEL), name="dies-in-load")
+
+
+class Reports(Simulated):
+    """Refuses to load, with what it found in its process."""
+
+    async def load(self, config, model):
+        raise EngineDied(repr({name: os.environ.get(name) for name in ("MINE", "CUDA_VISIBLE_DEVICES", "PYTHONPATH")}))
+
+
+reports = Reports(
+    lambda _: HELLO,
+    str(MODEL),
+    name="reports",
+    capabilities=replace(capabilities, config=capabilities.config | {"devices"}),
+)
