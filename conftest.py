@@ -11,19 +11,20 @@ ROOT = Path(__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Register ``--oracle``."""
+    """Register ``--oracle`` and ``--vllm``."""
     text = "also run the tests that compare with torch and transformers"
     parser.addoption("--oracle", action="store_true", help=text)
+    text = "also run the tests of vLLM itself, in workers of this environment of `anyengine env` [vllm]"
+    parser.addoption("--vllm", nargs="?", const="vllm", metavar="ENVIRONMENT", help=text)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without ``--oracle`` its tests are deselected, and pytest says how many; with it a missing torch is a failure."""
-    if config.getoption("--oracle"):
-        return
-    oracle = [item for item in items if "oracle" in item.keywords]
-    if oracle:
-        config.hook.pytest_deselected(items=oracle)
-        items[:] = [item for item in items if "oracle" not in item.keywords]
+    """Without their option these are deselected, and pytest says how many; with it what is missing is a failure."""
+    off = {name for name in ("oracle", "vllm") if not config.getoption(f"--{name}")}
+    left_out = [item for item in items if any(item.get_closest_marker(name) for name in off)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.fixture(scope="session")

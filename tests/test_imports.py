@@ -32,3 +32,15 @@ def test_neither_the_package_nor_its_engine_class_imports_an_engine():
 
 def test_looking_for_engines_imports_no_engine():
     assert _import("import anyengine; anyengine.find_engines()")[1] & (HEAVY - {"anyengine_reference"}) == set()
+
+
+def test_an_application_imports_nothing_of_an_engine_that_runs_in_a_worker():
+    program = (
+        "from anyengine.sync import Engine\n"
+        "with Engine.load('reference', isolation='process') as engine:\n"
+        "    assert engine.generate('Once upon a time', max_tokens=2).token_ids\n"
+        "    with engine.stream('Once upon a time', max_tokens=2) as stream:\n"
+        "        assert list(stream)"
+    )
+    # The plugin's package is looked at; NumPy would come with its engine, tokenizers with its text layer.
+    assert _import(program)[1] & {*HEAVY - {"anyengine_reference"}, "tokenizers", "jinja2"} == set()

@@ -111,8 +111,10 @@ def _elsewhere(name: str, config: EngineConfig, error: AnyEngineError) -> Worker
         found = choose_environment(name)
         if found is not None:
             return Worker(name, Path(found.python), found.name)
-        error.message += f"; or make it an environment of its own: anyengine env create {name}"
-        error.args = (error.message,)
+        hint = f"anyengine env create {name}"
+        if hint not in error.message:
+            error.message += f"; `{hint}` makes an environment for it"
+            error.args = (error.message,)
     raise error
 
 

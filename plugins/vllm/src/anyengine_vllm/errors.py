@@ -1,0 +1,203 @@
+"""vLLM's exceptions as ours: one map for requests, one table of causes for a load.
+
+vLLM is not imported here: classes are known by their names, and a class that is not in the map is taken for its
+nearest base that is. ``tests/test_errors.py`` holds the map against every exception that vLLM has.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from anyengine.errors import (
+    AnyEngineError,
+    EngineDied,
+    EngineStartupError,
+    Failure,
+    InvalidConfig,
+    InvalidRequest,
+    OutOfMemory,
+    Overloaded,
+    UnsupportedParameter,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["REQUEST_ERRORS", "load_error", "request_error"]
+
+#: vLLM's name of a parameter → ours, where a validation error names one.
+_FIELDS = {
+    "allowed_token_ids": "sampling.allowed_token_ids",
+    "bad_words": "sampling.bad_words",
+    "logit_bias": "sampling.logit_bias",
+    "logprobs": "logprobs",
+    "max_tokens": "max_tokens",
+    "prompt_logprobs": "prompt_logprobs",
+    "stop_token_ids": "stop_token_ids",
+    "temperature": "sampling.temperature",
+    "top_p": "sampling.top_p",
+}
+
+#: vLLM does not say when there will be room.
+_RETRY_AFTER = 1.0
+
+
+def _invalid(error: BaseException) -> AnyEngineError:
+    parameter = getattr(error, "parameter", None)
+    text = str(error)
+    field = _FIELDS.get(str(parameter))
+    if field is None and re.search(r"(?i)grammar|structured|regex|json", text):
+        field = "structured"
+    return InvalidRequest(f"{field}: {text}" if field else text, field=field)
+
+
+def _no_adapter(error: BaseException) -> AnyEngineError:
+    return InvalidRequest(f"lora: {error}", field="lora")
+
+
+def _overloaded(error: BaseException) -> AnyEngineError:
+    return Overloaded(str(error), retry_after=_RETRY_AFTER)
+
+
+def _died(error: BaseException) -> AnyEngineError:
+    return EngineDied(f"the engine core of vLLM died: {error}")
+
+
+def _memory(error: BaseException) -> AnyEngineError:
+    return OutOfMemory(f"memory did not suffice: {error}")
+
+
+def _failed(error: BaseException) -> AnyEngineError:
+    return Failure(f"vLLM failed on the request: {type(error).__name__}: {error}")
+
+
+#: Class → ours. Looked up along the method resolution order, so the most specific entry wins.
+REQUEST_ERRORS: dict[str, Callable[[BaseException], AnyEngineError]] = {
+    "vllm.v1.engine.exceptions.EngineDeadError": _died,
+    "vllm.v1.engine.exceptions.EngineGenerateError": _failed,
+    "vllm.v1.engine.async_llm.InputStreamError": _failed,
+    "vllm.exceptions.VLLMValidationError": _invalid,
+    "vllm.exceptions.LoRAAdapterNotFoundError": _no_adapter,
+    "vllm.exceptions.VLLMNotFoundError": _invalid,
+    "vllm.exceptions.VLLMUnprocessableEntityError": _invalid,
+    "vllm.exceptions.ChatTemplateResolutionError": _invalid,
+    "vllm.exceptions.VLLMClientError": _invalid,
+    "vllm.exceptions.QueueOverflowError": _overloaded,
+    "vllm.exceptions.MaxQueuedTokensError": _overloaded,
+    "vllm.exceptions.RetryableRequestError": _overloaded,
+    "vllm.exceptions.ProfilerAlreadyActiveError": _failed,
+    "vllm.exceptions.GracefulHTTPError": _failed,
+    "vllm.exceptions.GenerationError": _failed,
+    "vllm.exceptions.VLLMServerError": _failed,
+    "vllm.exceptions.VLLMError": _failed,
+    "torch.OutOfMemoryError": _memory,
+    "torch.cuda.OutOfMemoryError": _memory,
+    "builtins.MemoryError": _memory,
+    # 0.25.1 raises it for values that it refuses, and of a grammar.
+    "builtins.ValueError": _invalid,
+}
+
+
+def request_error(error: BaseException) -> AnyEngineError | None:
+    """Ours for what a call of vLLM raised; None for what is not in the map: a bug of this package, or of vLLM."""
+    if isinstance(error, AnyEngineError):
+        return error
+    name = f"{type(error).__module__}.{type(error).__qualname__}"
+    if name.endswith(".EngineGenerateError") and error.__cause__ is not None:
+        # It says nothing itself; what went wrong is its cause.
+        return request_error(error.__cause__) or _failed(error.__cause__)
+    for base in type(error).__mro__:
+        make = REQUEST_ERRORS.get(f"{base.__module__}.{base.__qualname__}")
+        if make is not None:
+            return make(error)
+    return None
+
+
+class _Cause:
+    """What a failed load says in its log or its exception, and what it means."""
+
+    def __init__(self, pattern: str, error: type[AnyEngineError], advice: str, **facts: Any) -> None:
+        self.pattern = re.compile(pattern)
+        self.error = error
+        self.advice = advice
+        self.facts = facts
+
+
+_MEMORY_ADVICE = (
+    "give the engine more (kv_cache.gpu_memory_fraction), or ask for less "
+    "(kv_cache.capacity_tokens, max_model_len, scheduling.max_num_seqs)"
+)
+
+#: The first that is found counts.
+_CAUSES = (
+    _Cause(
+        r"(?i)(CUDA out of memory|OutOfMemoryError|can't allocate memory|not enough memory)[^\n]*",
+        OutOfMemory,
+        _MEMORY_ADVICE,
+    ),
+    _Cause(
+        r"(?i)(Free memory on device|Available memory on node|No available memory for the cache|"
+        r"KV cache is needed|larger than the available KV cache memory)[^\n]*",
+        OutOfMemory,
+        _MEMORY_ADVICE,
+    ),
+    _Cause(
+        r"Model architectures? [^\n]*not supported[^\n]*|[^\n]*has no vLLM implementation[^\n]*|"
+        r"[^\n]*does not recognize this architecture[^\n]*",
+        UnsupportedParameter,
+        "vLLM has no implementation of this model",
+        field="model",
+    ),
+    _Cause(
+        r"User-specified max_model_len[^\n]*|max_model_len[^\n]*is greater than the derived[^\n]*",
+        InvalidConfig,
+        "the model's context is shorter",
+        field="max_model_len",
+    ),
+    _Cause(
+        r"(?i)[^\n]*(?:quantization method|quantization)[^\n]*(?:does not match|not supported|Unknown)[^\n]*",
+        UnsupportedParameter,
+        "it does not fit the checkpoint or the device",
+        field="quantization",
+    ),
+)
+
+
+def load_error(error: BaseException, log: Sequence[str]) -> AnyEngineError | None:
+    """Ours for a load that failed.
+
+    Args:
+        error: what ``AsyncLLM`` raised; where its engine core failed that says no more than so.
+        log: what the processes of the engine logged as errors.
+
+    Returns:
+        None for what is no failure of a load: an interruption.
+    """
+    if isinstance(error, AnyEngineError):
+        return error
+    if isinstance(error, MemoryError):
+        return OutOfMemory(f"memory did not suffice: {error}")
+    if not isinstance(error, Exception):
+        return None
+    own = f"{type(error).__name__}: {error}"
+    text = "\n".join([own, *log])
+    for cause in _CAUSES:
+        found = cause.pattern.search(text)
+        if found is not None:
+            field = cause.facts.get("field")
+            message = f"{field}: {found.group().strip()}" if field else found.group().strip()
+            return cause.error(f"{message}; {cause.advice}", **cause.facts)
+    return EngineStartupError(f"vLLM did not come up: {_root(log) or own}")
+
+
+def _root(log: Sequence[str]) -> str | None:
+    """The last line of the first traceback that was logged: what went wrong first."""
+    inside = False
+    for line in log:
+        if "Traceback (most recent call last)" in line:
+            inside = True
+        matched = inside and re.search(r"(?:^|\] )((?:[A-Za-z_][\w.]*)(?:Error|Exception|Exit|Interrupt)\b.*)", line)
+        if matched:
+            return matched.group(1).strip()
+    return None

@@ -1,0 +1,77 @@
+"""From vLLM's outputs to ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from anyengine.backend import TokenDelta, TokenFinish
+from anyengine.errors import Failure
+from anyengine.outputs import FinishReason, TokenLogprobs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["delta", "prompt_logprobs", "token_logprobs"]
+
+#: vLLM's reasons that are ours; ``error`` and ``repetition`` are not.
+_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
+
+
+def token_logprobs(token_id: int, entries: Mapping[int, Any]) -> TokenLogprobs:
+    """One token's log-probabilities.
+
+    Args:
+        token_id: the chosen token.
+        entries: token id → vLLM's ``Logprob``: the most likely tokens and the chosen one, in no certain order.
+    """
+    # Rounding may leave a certainty a hair above 0.
+    values = {token: min(entry.logprob, 0.0) for token, entry in entries.items()}
+    top = dict(sorted(values.items(), key=lambda item: (-item[1], item[0])))
+    return TokenLogprobs(token_id, values[token_id], top)
+
+
+def prompt_logprobs(
+    token_ids: Sequence[int], entries: Sequence[Mapping[int, Any] | None]
+) -> list[TokenLogprobs | None]:
+    """One entry a prompt token, the first None."""
+    return [
+        None if entry is None else token_logprobs(token_id, entry)
+        for token_id, entry in zip(token_ids, entries, strict=True)
+    ]
+
+
+def delta(
+    output: Any, prompt_ids: Sequence[int], prompt_entries: Sequence[Mapping[int, Any] | None] | None
+) -> TokenDelta:
+    """One of vLLM's outputs.
+
+    Args:
+        output: a ``RequestOutput`` with one sequence.
+        prompt_ids: the request's prompt.
+        prompt_entries: log-probabilities of the prompt, which vLLM gives with the first output only.
+
+    Raises:
+        Failure: vLLM gave the request up.
+    """
+    sequence = output.outputs[0]
+    token_ids: list[int] = list(sequence.token_ids)
+    logprobs = None
+    if sequence.logprobs is not None:
+        # An output without tokens (an abort) comes with those of all tokens before it.
+        entries: list[Mapping[int, Any]] = sequence.logprobs[-len(token_ids) :] if token_ids else []
+        logprobs = [token_logprobs(*pair) for pair in zip(token_ids, entries, strict=True)]
+    if sequence.finish_reason is None:
+        return TokenDelta(token_ids, logprobs)
+    reason = _REASONS.get(sequence.finish_reason)
+    if reason is None:
+        raise Failure(f"vLLM ended the request with reason {sequence.finish_reason!r}; its log says why")
+    cached = output.num_cached_tokens
+    return TokenDelta(
+        token_ids,
+        logprobs,
+        TokenFinish(
+            reason,
+            cached_tokens=None if cached is None or cached < 0 else cached,
+            prompt_logprobs=None if prompt_entries is None else prompt_logprobs(prompt_ids, prompt_entries),
+        ),
+    )

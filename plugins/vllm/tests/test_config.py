@@ -1,0 +1,249 @@
+import pytest
+from anyengine import EngineConfig
+from anyengine.errors import InvalidConfig, UnsupportedParameter
+from anyengine.hub import ModelFiles
+from anyengine_vllm.checks import OWNED, check_native
+from anyengine_vllm.config import adapter_rank, engine_arguments
+
+VOCABULARY = {"vocab_size": 4096, "max_position_embeddings": 1024}
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch):
+    for name in ("VLLM_CPU_KVCACHE_SPACE", "VLLM_WORKER_MULTIPROC_METHOD", "VLLM_NO_USAGE_STATS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return ModelFiles(
+        name="m", path=tmp_path / "m", tokenizer_path=tmp_path / "t", config=VOCABULARY, eos_token_ids=frozenset({2})
+    )
+
+
+@pytest.fixture
+def arguments(model):
+    """``arguments(device, config fields)``: what vLLM is started with."""
+
+    def make(computes_on="cuda", /, **fields):
+        return engine_arguments(EngineConfig(**fields), model, computes_on)
+
+    return make
+
+
+#: Fields of a configuration → the argument that carries each, with its value.
+MAPPED = [
+    ({"dtype": "bfloat16"}, "dtype", "bfloat16"),
+    ({"max_model_len": 100}, "max_model_len", 100),
+    ({"trust_remote_code": True}, "trust_remote_code", True),
+    ({"quantization": "fp8"}, "quantization", "fp8"),
+    ({"kv_cache": {"dtype": "fp8"}}, "kv_cache_dtype", "fp8"),
+    ({"kv_cache": {"block_size": 32}}, "block_size", 32),
+    ({"kv_cache": {"prefix_caching": False}}, "enable_prefix_caching", False),
+    ({"kv_cache": {"gpu_memory_fraction": 0.5}}, "gpu_memory_utilization", 0.5),
+    ({"kv_cache": {"capacity_tokens": 2048}}, "num_gpu_blocks_override", 129),
+    ({"kv_cache": {"capacity_tokens": 2048, "block_size": 32}}, "num_gpu_blocks_override", 65),
+    ({"kv_cache": {"capacity_tokens": 2048}, "parallel": {"data": 2}}, "num_gpu_blocks_override", 65),
+    ({"kv_cache": {"capacity_tokens": 500}}, "max_model_len", 500),
+    ({"parallel": {"tensor": 2}}, "tensor_parallel_size", 2),
+    ({"parallel": {"pipeline": 2}}, "pipeline_parallel_size", 2),
+    ({"parallel": {"data": 2}}, "data_parallel_size", 2),
+    ({"parallel": {"expert": True}}, "enable_expert_parallel", True),
+    ({"scheduling": {"max_num_seqs": 7}}, "max_num_seqs", 7),
+    ({"scheduling": {"max_num_batched_tokens": 700}}, "max_num_batched_tokens", 700),
+    ({"scheduling": {"chunked_prefill": False}}, "enable_chunked_prefill", False),
+    ({"execution": "eager"}, "enforce_eager", True),
+    ({"execution": "graph"}, "enforce_eager", False),
+    ({"seed": 5}, "seed", 5),
+    ({"determinism": "run"}, "seed", 0),
+    ({"task": "embed"}, "convert", "embed"),
+    ({"task": "embed"}, "runner", "pooling"),
+    ({"native": {"swap_space": 1}}, "swap_space", 1),
+    ({}, "generation_config", "vllm"),
+    ({}, "scheduling_policy", "priority"),
+    ({}, "structured_outputs_config", {"backend": "guidance"}),
+    ({}, "enable_sleep_mode", True),
+]
+
+
+@pytest.mark.parametrize(("fields", "name", "value"), MAPPED)
+def test_a_field_is_carried_by_its_argument(arguments, fields, name, value):
+    assert arguments(**fields).values[name] == value
+
+
+def test_every_argument_exists_in_every_version(arguments, contracts, tmp_path):
+    names = set(OWNED) - {"override_generation_config", "spec_method", "spec_model", "spec_tokens", "device_ids"}
+    for fields, _, _ in MAPPED:
+        names |= set(arguments(**{**fields, "native": {}}).values)
+    names |= set(arguments(lora={}).values)
+    for version, facts in contracts.items():
+        assert names - set(facts["fields"]["AsyncEngineArgs"]) == set(), version
+        assert "backend" in facts["fields"]["StructuredOutputsConfig"]
+
+
+def test_values_that_are_named_exist_in_every_version(contracts):
+    from anyengine_vllm import versions
+    from anyengine_vllm.config import _RANKS
+
+    for version, facts in contracts.items():
+        values = facts["values"]
+        assert versions.kv_cache_dtypes() <= set(values["cache_dtypes"])
+        assert versions.quantization(version) <= set(values["quantization"]) | {"awq", "gptq"}
+        assert {"ngram", "draft_model", "eagle", "eagle3", "mtp"} <= set(values["speculative_methods"])
+        assert list(_RANKS) == values["lora_ranks"]
+        assert {"float32", "bfloat16", "float16", "auto"} <= set(values["dtypes"])
+        assert ({"generate", "pooling"} <= set(values["runners"]), "embed" in values["converts"]) == (True, True)
+        assert {"VLLM_BATCH_INVARIANT", "VLLM_LOGGING_CONFIG_PATH", "VLLM_NO_USAGE_STATS"} <= set(facts["environment"])
+
+
+def test_what_the_engine_decides_is_left_out(arguments):
+    values = arguments().values
+    for name in ("max_model_len", "gpu_memory_utilization", "enforce_eager", "enable_prefix_caching", "quantization"):
+        assert name not in values
+
+
+def test_without_a_seed_each_start_has_another(arguments):
+    assert arguments().values["seed"] != arguments().values["seed"]
+
+
+def test_a_promise_of_determinism_is_batch_invariance(arguments):
+    for promise in ("run", "batch-invariant"):
+        assert arguments(determinism=promise).environment["VLLM_BATCH_INVARIANT"] == "1"
+    assert "VLLM_BATCH_INVARIANT" not in arguments().environment
+
+
+@pytest.mark.parametrize(
+    ("device", "fields", "error", "named"),
+    [
+        ("cpu", {"device": "cuda"}, UnsupportedParameter, "device"),
+        ("cuda", {"device": "cpu"}, UnsupportedParameter, "device"),
+        ("cpu", {"execution": "graph"}, UnsupportedParameter, "execution"),
+        ("cpu", {"determinism": "run"}, UnsupportedParameter, "determinism"),
+        ("cpu", {"quantization": "fp8"}, UnsupportedParameter, "quantization"),
+        ("cpu", {"kv_cache": {"dtype": "fp8"}}, UnsupportedParameter, "kv_cache.dtype"),
+        ("cpu", {"devices": [0]}, UnsupportedParameter, "devices"),
+        ("cuda", {"devices": [0], "parallel": {"tensor": 2}}, InvalidConfig, "devices"),
+        ("cuda", {"kv_cache": {"dtype": "fp3"}}, UnsupportedParameter, "kv_cache.dtype"),
+        ("cuda", {"seed": 2**40}, UnsupportedParameter, "seed"),
+        ("cuda", {"lora": {"max_rank": 1000}}, UnsupportedParameter, "lora.max_rank"),
+        (
+            "cuda",
+            {"kv_cache": {"capacity_tokens": 1000, "gpu_memory_fraction": 0.5}},
+            InvalidConfig,
+            "kv_cache.capacity_tokens",
+        ),
+        (
+            "cuda",
+            {"kv_cache": {"capacity_tokens": 1000}, "max_model_len": 1001},
+            InvalidConfig,
+            "kv_cache.capacity_tokens",
+        ),
+        (
+            "cuda",
+            {"kv_cache": {"capacity_tokens": 1000}, "native": {"kv_cache_memory_bytes": 5}},
+            InvalidConfig,
+            "native.kv_cache_memory_bytes",
+        ),
+        ("cuda", {"task": "embed", "speculative": {"method": "ngram"}}, UnsupportedParameter, "speculative"),
+        ("cuda", {"task": "embed", "lora": {}}, UnsupportedParameter, "lora"),
+        ("cuda", {"speculative": {"method": "eagle"}}, InvalidConfig, "speculative.model"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(arguments, device, fields, error, named):
+    with pytest.raises(error) as caught:
+        arguments(device, **fields)
+    assert caught.value.field == named
+    assert caught.value.message.startswith(named)
+
+
+def test_the_variable_that_would_win_over_a_share_of_memory_is_refused(arguments, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
+    with pytest.raises(InvalidConfig) as caught:
+        arguments("cpu", kv_cache={"gpu_memory_fraction": 0.5})
+    assert caught.value.field == "kv_cache.gpu_memory_fraction"
+
+
+def test_speculation_by_ngrams(arguments, contracts):
+    wanted = {"method": "ngram", "num_speculative_tokens": 5, "ngram_min": 2, "ngram_max": 3}
+    values = arguments(speculative=wanted).values["speculative_config"]
+    assert values == {
+        "method": "ngram",
+        "num_speculative_tokens": 5,
+        "prompt_lookup_min": 2,
+        "prompt_lookup_max": 3,
+    }
+    for facts in contracts.values():
+        assert set(values) <= set(facts["fields"]["SpeculativeConfig"])
+
+
+@pytest.mark.parametrize("method", ["draft_model", "eagle", "eagle3"])
+def test_speculation_by_a_network_names_its_checkpoint(model, tmp_path, method):
+    from msgspec.structs import replace
+
+    drafted = replace(model, draft=replace(model, path=tmp_path / "draft"))
+    config = EngineConfig(speculative={"method": method, "model": "d", "num_speculative_tokens": 2})
+    values = engine_arguments(config, drafted, "cuda").values["speculative_config"]
+    assert values == {"method": method, "num_speculative_tokens": 2, "model": str(tmp_path / "draft")}
+
+
+def test_a_draft_model_of_another_vocabulary_is_refused(model):
+    from msgspec.structs import replace
+
+    drafted = replace(model, draft=replace(model, config={"vocab_size": 99}))
+    with pytest.raises(InvalidConfig) as caught:
+        engine_arguments(EngineConfig(speculative={"method": "draft_model", "model": "d"}), drafted, "cuda")
+    assert caught.value.field == "speculative.model"
+
+
+@pytest.mark.parametrize(
+    ("device", "fields", "expected"),
+    [
+        ("cuda", {"max_rank": 4}, {"max_lora_rank": 8, "max_loras": 1, "max_cpu_loras": 1}),
+        ("cuda", {"max_rank": 16, "max_loras": 3}, {"max_lora_rank": 16, "max_loras": 3, "max_cpu_loras": 3}),
+        # One slot stays empty on a CPU: requests without an adapter compute with the last one there.
+        ("cpu", {"max_rank": 16, "max_loras": 3}, {"max_lora_rank": 16, "max_loras": 4, "max_cpu_loras": 4}),
+    ],
+)
+def test_adapters(arguments, device, fields, expected):
+    values = arguments(device, lora=fields).values
+    assert values["enable_lora"] is True
+    assert {name: values[name] for name in expected} == expected
+
+
+def test_an_adapter_of_a_higher_rank_than_asked_for_is_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"r": 9}')
+    assert adapter_rank("a", tmp_path, 9) == 9
+    with pytest.raises(UnsupportedParameter) as caught:
+        adapter_rank("a", tmp_path, 8)
+    assert caught.value.field == "lora.adapters.a"
+
+
+@pytest.mark.parametrize("name", sorted(OWNED))
+def test_a_native_option_that_clashes_names_the_field_to_use(name):
+    with pytest.raises(InvalidConfig) as caught:
+        check_native({name: 1}, set(OWNED))
+    assert caught.value.field == f"native.{name}"
+    assert OWNED[name] in caught.value.message
+
+
+def test_an_unknown_native_option_is_refused():
+    with pytest.raises(InvalidConfig) as caught:
+        check_native({"colour": "red"}, {"swap_space"})
+    assert caught.value.field == "native.colour"
+
+
+def test_every_field_of_a_configuration_is_declared_or_the_sdks():
+    from anyengine.runtime.checks import SDK_CONFIG
+    from anyengine_vllm.capabilities import CONFIG
+
+    by_value = {"dtype", "device", "quantization", "speculative", "determinism", "native"}
+
+    def leaves(config, prefix=""):
+        for name in type(config).model_fields:
+            value = getattr(config, name)
+            if hasattr(type(value), "model_fields"):
+                yield from leaves(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    assert set(leaves(EngineConfig())) - set(SDK_CONFIG) - CONFIG == by_value

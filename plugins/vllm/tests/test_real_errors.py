@@ -1,0 +1,108 @@
+"""What goes wrong with vLLM is told by name, and nothing is left behind."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+
+import pytest
+from anyengine import Engine, SamplingParams
+from anyengine.errors import EngineDied, EngineStartupError, InvalidConfig, ModelNotFound, UnsupportedParameter
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
+
+
+def _descendants():
+    """Commands of all processes below this one."""
+    import psutil
+
+    return [child.name() for child in psutil.Process().children(recursive=True) if child.status() != "zombie"]
+
+
+@pytest.fixture
+def nothing_left():
+    """Fails if a process of the engine survives the test."""
+    before = sorted(_descendants())
+    yield
+    left = [name for name in _descendants() if name not in before and "resource_tracker" not in name]
+    # Python's own tracker of shared memory is one process more, once.
+    assert len(left) <= 1, left
+
+
+def _changed(folder, tmp_path, **values):
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | values))
+    return str(copy)
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_an_unsupported_architecture_is_named(small, storyteller, tmp_path):
+    folder = _changed(storyteller, tmp_path, architectures=["NobodyKnowsForCausalLM"], model_type="nobody_knows")
+    with pytest.raises(UnsupportedParameter) as caught:
+        await Engine.load("vllm", folder, **small)
+    assert caught.value.field == "model"
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_context_longer_than_the_models_is_refused(small, storyteller):
+    with pytest.raises(InvalidConfig) as caught:
+        await Engine.load("vllm", str(storyteller), **small, max_model_len=100_000)
+    assert caught.value.field == "max_model_len"
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_checkpoint_without_its_weights_fails_with_the_cause(small, storyteller, tmp_path):
+    folder = _changed(storyteller, tmp_path, hidden_size=128)
+    with pytest.raises((EngineStartupError, ModelNotFound)) as caught:
+        await Engine.load("vllm", folder, **small)
+    # Not just "see the log": vLLM's process says what was wrong with a size.
+    assert "See root cause" not in caught.value.message
+    assert "size" in caught.value.message or "shape" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("native", "words"),
+    [({"max_model_len": 3}, "use max_model_len"), ({"no_such_thing": 1}, "no engine argument"), ({"seed": 3}, "seed")],
+)
+async def test_native_options_that_clash_or_do_not_exist_are_refused(small, storyteller, native, words):
+    with pytest.raises(InvalidConfig) as caught:
+        await Engine.load("vllm", str(storyteller), **small, native=native)
+    assert words in caught.value.message
+    assert caught.value.field == f"native.{next(iter(native))}"
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_load_that_is_cancelled_leaves_nothing(small, storyteller):
+    task = asyncio.ensure_future(Engine.load("vllm", str(storyteller), **small)._load())
+    await asyncio.sleep(12)  # in the middle of it: the engine core is coming up
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_killed_core_fails_every_request_and_the_health_check(small, storyteller):
+    import psutil
+
+    async with Engine.load(
+        "vllm", str(storyteller), **small, kv_cache={"capacity_tokens": 4096}, native={"stream_interval": 1}
+    ) as engine:
+        calls = [
+            asyncio.create_task(
+                engine.generate([9] * 10, ignore_eos=True, max_tokens=900, sampling=SamplingParams(temperature=0))
+            )
+            for _ in range(3)
+        ]
+        while (await engine.stats()).running < 3:  # noqa: ASYNC110 the engine sets no event
+            await asyncio.sleep(0.05)
+        below = psutil.Process().children(recursive=True)
+        for core in [child for child in below if "EngineCore" in child.name()]:
+            os.kill(core.pid, signal.SIGKILL)
+        failures = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(failure) for failure in failures] == [EngineDied] * 3
+        with pytest.raises(EngineDied):
+            await engine.health()

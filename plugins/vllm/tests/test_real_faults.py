@@ -1,0 +1,81 @@
+"""vLLM in a worker: whatever of it dies or hangs, the application gets a typed error in time, and nothing is left."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from anyengine import Engine, EngineDied, EngineUnresponsive
+from anyengine.worker.supervisor import descendants
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(autouse=True)
+def in_a_worker(place):
+    if "environment" not in place:
+        pytest.skip("in this process there is no worker to die")
+
+
+def running(pids):
+    """Those that are still there, given a moment to end."""
+    deadline = time.monotonic() + 5
+    while (left := [pid for pid in pids if _alive(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def _alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except OSError:
+        return False
+
+
+def named(pids, name):
+    [found] = [pid for pid in pids if name in Path(f"/proc/{pid}/cmdline").read_text()]
+    return found
+
+
+async def drained(engine):
+    async with engine.stream("Once upon a time", max_tokens=900, ignore_eos=True) as stream:
+        async for _ in stream:
+            pass
+
+
+@pytest.mark.parametrize(
+    ("victim", "signum", "kind", "seconds"),
+    [
+        ("--serve", signal.SIGKILL, EngineDied, 1),
+        ("EngineCore", signal.SIGKILL, EngineDied, 1),
+        ("--serve", signal.SIGSTOP, EngineUnresponsive, 10),
+        ("EngineCore", signal.SIGSTOP, EngineUnresponsive, 10),
+    ],
+    ids=["worker killed", "core killed", "worker stopped", "core stopped"],
+)
+async def test_a_fault_ends_every_request_in_time_and_leaves_nothing(small, storyteller, victim, signum, kind, seconds):
+    async with Engine.load("vllm", storyteller, **small) as engine:
+        pids = [engine._runtime.pid, *descendants(engine._runtime.pid)]
+        requests = [asyncio.create_task(drained(engine)) for _ in range(4)]
+        while (await engine.stats()).running != len(requests):  # noqa: ASYNC110 another process
+            await asyncio.sleep(0.02)
+        os.kill(named(pids, victim), signum)
+        began = time.monotonic()
+        ends = await asyncio.gather(*requests, return_exceptions=True)
+        assert time.monotonic() - began < seconds
+        assert [type(end) for end in ends] == [kind] * len(requests)
+        for call in (engine.stats(), engine.health()):
+            with pytest.raises(kind):
+                await call
+    assert running(pids) == []
+
+
+async def test_after_all_that_the_next_load_works_and_nothing_of_vllm_is_imported_here(small, storyteller):
+    async with Engine.load("vllm", storyteller, **small) as engine:
+        answer = await engine.generate("Once upon a time", max_tokens=4)
+    assert len(answer.token_ids) == 4
+    # Other tests of this run may compare with torch; vLLM is nowhere but in its environment.
+    assert "vllm" not in sys.modules
