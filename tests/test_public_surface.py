@@ -14,11 +14,12 @@ PUBLIC = {
 }
 NAMES = {
     "anyengine": """
-        AnyEngineError Capabilities Chunk Completion Embedding Engine EngineClosed EngineConfig EngineDied EngineStartupError
-        EngineStats EngineUnresponsive EnvironmentFailed Failure Finish FinishReason GenerateRequest InvalidConfig InvalidRequest
-        KVCacheConfig LoRAConfig Misuse ModelNotFound OutOfMemory Overloaded ParallelConfig PluginError RequestTimeout
-        SamplingParams SchedulingConfig Score SpeculativeConfig Stream Structured Timings TokenLogprobs UnknownEngine
-        UnsupportedCapability UnsupportedParameter Usage find_engines hookimpl
+        AnyEngineError Capabilities Chunk Completion Embedding Engine EngineClosed EngineConfig EngineDied
+        EngineStartupError EngineStats EngineUnresponsive EnvironmentFailed Failure Finish FinishReason GenerateRequest
+        InvalidConfig InvalidRequest KVCacheConfig LoRAConfig Misuse ModelNotFound OutOfMemory Overloaded
+        ParallelConfig PluginError RequestTimeout SamplingParams SchedulingConfig Score SpeculativeConfig Stream
+        Structured Timings TokenLogprobs UnknownEngine UnsupportedCapability UnsupportedParameter Usage find_engines
+        hookimpl
     """,
     "anyengine.backend": """
         Backend BackendInfo DeltaCollector EngineDescription EnginePlugin EnvironmentVariant PipStep QuantizeJob

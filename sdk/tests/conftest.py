@@ -30,6 +30,12 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(autouse=True)
+def no_environment_of_the_user(tmp_path_factory, monkeypatch):
+    """What the user has installed elsewhere decides nothing here."""
+    monkeypatch.setenv("ANYENGINE_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
 @pytest.fixture
 async def no_task_is_left():
     yield

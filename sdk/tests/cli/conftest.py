@@ -64,6 +64,7 @@ class Commands:
 @pytest.fixture
 def anyengine(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("engines")
+    monkeypatch.setenv("ANYENGINE_HOME", str(folder / "home"))  # never the user's own environments
     (folder / "some_scripted_engine.py").write_text(ENGINE)
     info = folder / "some_engine-1.0.dist-info"
     info.mkdir()

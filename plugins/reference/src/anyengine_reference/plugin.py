@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyengine.backend import EngineDescription, EnginePlugin
+from anyengine.backend import EngineDescription, EnginePlugin, EnvironmentVariant
 from anyengine.capabilities import Capabilities, Conflict
 from anyengine.errors import EngineStartupError, InvalidConfig, ModelNotFound, OutOfMemory, UnsupportedParameter
 from anyengine.request import SamplingParams
@@ -60,6 +60,14 @@ CAPABILITIES = Capabilities(
     ),
 )  # fmt: skip
 
+ENVIRONMENTS = {
+    "cpu": EnvironmentVariant(
+        python=">=3.11,<3.14",
+        steps=(),  # its own dependencies are all that it needs
+        tested="the plugin's tests, Linux on x86-64, Python 3.11, November 2026",
+    )
+}
+
 
 class ReferencePlugin(EnginePlugin):
     """NumPy, float32, exact; for Llama, Mistral, Qwen2 and Qwen3 checkpoints."""
@@ -75,6 +83,7 @@ class ReferencePlugin(EnginePlugin):
             capabilities=CAPABILITIES,
             models=models,
             default_model="storyteller",
+            environments=ENVIRONMENTS,
         )
 
     async def load(self, config: EngineConfig, model: ModelFiles) -> Backend:

@@ -164,11 +164,11 @@ class TextTokenizer:
     def bad_word_sequences(self, words: Sequence[str]) -> list[list[int]]:
         """The id sequences that spell each of `words`, to be forbidden; without duplicates.
 
-        The definition is vLLM's (``SamplingParams.update_from_tokenizer``): a word is taken without its leading
-        whitespace and encoded once as it stands at the start of a text, and once after a space. The second is added if
-        it has as many tokens and another first token, so that ``dog`` forbids ``dog`` and ``Ġdog``, but not a lone
-        space before it. Other ways to spell the word with smaller tokens are not forbidden. A word of whitespace only
-        is forbidden as it stands.
+        A word is taken without its leading whitespace and encoded once as it stands at the start of a text, and once
+        after a space, so that ``dog`` forbids ``dog`` and ``Ġdog``. The second is left out where it only puts a token
+        before the first, which forbids it already. (vLLM's own, ``SamplingParams.update_from_tokenizer``, leaves it out
+        where the two have different numbers of tokens as well.) Other ways to spell the word with smaller tokens are
+        not forbidden. A word of whitespace only is forbidden as it stands.
 
         Raises:
             InvalidRequest: (field ``sampling.bad_words``) a word is empty, not Unicode text, or has no tokens.
@@ -180,7 +180,7 @@ class TextTokenizer:
                 raise InvalidRequest(f"cannot forbid the word {word!r}: it has no tokens", field="sampling.bad_words")
             spaced = self._plain_ids(bare if bare.isspace() else " " + bare)
             sequences.append(plain)
-            if len(spaced) == len(plain) and spaced[0] != plain[0]:
+            if spaced[-len(plain) :] != plain:
                 sequences.append(spaced)
         return [list(ids) for ids in dict.fromkeys(map(tuple, sequences))]
 

@@ -27,7 +27,7 @@ def describe_interpreter() -> dict[str, Any]:
         folders=tuple(sys.path),
         files=_files(),
     )
-    return msgspec.to_builtins(described, order="deterministic")
+    return msgspec.to_builtins(described)
 
 
 def describe_engine(engine: InstalledEngine) -> DescribedEngine:
@@ -42,6 +42,7 @@ def describe_engine(engine: InstalledEngine) -> DescribedEngine:
         engine_version=about.engine_version,
         unavailable=about.unavailable,
         in_process=about.in_process,
+        # Sets in order: the same engine says the same each time. Not of the whole: the first variant is the default.
         capabilities=msgspec.to_builtins(about.capabilities, order="deterministic"),
         models=tuple(about.models),
         default_model=about.default_model,

@@ -1,0 +1,165 @@
+"""Where our own packages are installed from: where the caller's copies came from, or where the caller says.
+
+Never from an index by their bare names, unless asked to: what has our name there need not be ours.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import msgspec
+
+from anyengine.errors import EnvironmentFailed, InvalidConfig
+from anyengine.plugins import ENGINES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["INDEX", "install_arguments", "own_source", "plugin_package"]
+
+#: The word for "by name and version, from the index that pip is configured for".
+INDEX = "index"
+SDK = "anyengine"
+_ENGINE = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?\Z")
+
+
+def install_arguments(engine: str, source: str | None = None) -> tuple[str, ...]:
+    """What pip installs the SDK and an engine's plugin from.
+
+    Args:
+        engine: its name.
+        source: a folder, :data:`INDEX`, or None for where the caller's copies came from.
+
+    Returns:
+        Arguments of ``pip install``.
+
+    Raises:
+        InvalidConfig: the packages are not there, or it cannot be told where the caller's copies came from.
+        EnvironmentFailed: that place is gone.
+    """
+    if not _ENGINE.match(engine):
+        raise InvalidConfig(
+            f"engine: {engine!r} is no engine's name; those are lower case, digits and hyphens", field="engine"
+        )
+    package = plugin_package(engine)
+    if source is None:
+        return (*own_source(SDK), *own_source(package, engine=engine))
+    if source == INDEX:
+        return tuple(f"{name}=={found.version}" if (found := _own(name)) else name for name in (SDK, package))
+    folder = Path(source).expanduser().absolute()
+    if not folder.is_dir():
+        raise InvalidConfig(
+            f"source: {source!r} is neither a folder nor the word {INDEX}", engine=engine, field="source"
+        )
+    found = {name: _in_folder(folder, name) for name in (SDK, package)}
+    if not any(found.values()):
+        raise InvalidConfig(
+            f"source: {folder} has neither {SDK} nor {package}; it should be a checkout with sdk/ and plugins/, or "
+            "have their wheels",
+            engine=engine,
+            field="source",
+        )
+    return tuple(argument for name, path in found.items() for argument in ([path] if path else own_source(name)))
+
+
+def plugin_package(engine: str) -> str:
+    """The package that brings an engine: the one that does so here, else the one that is named after it."""
+    points = entry_points(group=ENGINES)
+    found = next((point.dist.name for point in points if point.name == engine and point.dist is not None), None)
+    return found or f"{SDK}-{engine}"
+
+
+def own_source(package: str, *, engine: str | None = None) -> Sequence[str]:
+    """Where the caller's own copy of a package came from (PEP 610), as arguments of ``pip install``.
+
+    Raises:
+        InvalidConfig: the package is not installed here, or came from an index.
+        EnvironmentFailed: it came from a place that is gone.
+    """
+    found = _own(package)
+    if found is None:
+        raise InvalidConfig(
+            f"source: {package} is not installed here, so it is not known where to install it from; install it here, "
+            f"or say --from FOLDER (a checkout, or a folder of wheels) or --from {INDEX} (by its name, from the index "
+            "that pip is configured for)",
+            engine=engine,
+            field="source",
+        )
+    text = found.read_text("direct_url.json")
+    if text is None:
+        raise InvalidConfig(
+            f"source: {package} {found.version} was installed here from a package index; nothing is installed from "
+            f"there by a bare name unless you ask for it with --from {INDEX}; or name a folder (a checkout, or one of "
+            "wheels) with --from",
+            engine=engine,
+            field="source",
+        )
+    return _arguments(package, msgspec.json.decode(text, type=dict[str, Any]))
+
+
+def _own(package: str) -> Distribution | None:
+    try:
+        return distribution(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _arguments(package: str, origin: dict[str, Any]) -> Sequence[str]:
+    """Of the fields of ``direct_url.json``:
+    https://packaging.python.org/en/latest/specifications/direct-url-data-structure/.
+    """
+    url, part = str(origin["url"]), origin.get("subdirectory")
+    if "vcs_info" in origin:
+        vcs = origin["vcs_info"]
+        return (f"{package} @ {vcs['vcs']}+{url}@{vcs['commit_id']}" + (f"#subdirectory={part}" if part else ""),)
+    if not url.startswith("file:"):
+        marks = [f"subdirectory={part}"] if part else []
+        hashes = origin.get("archive_info", {}).get("hashes", {})
+        marks += [f"{kind}={value}" for kind, value in hashes.items()][:1]
+        return (f"{package} @ {url}" + ("#" + "&".join(marks) if marks else ""),)
+    path = Path(url2pathname(urlsplit(url).path)) / (part or "")
+    if not path.exists():
+        raise EnvironmentFailed(
+            f"{package} was installed here from {path}, which is gone; say --from FOLDER or --from {INDEX}",
+            field="source",
+        )
+    return ("-e", str(path)) if origin.get("dir_info", {}).get("editable") else (str(path),)
+
+
+def _in_folder(folder: Path, package: str) -> str | None:
+    """The package's project in a checkout, or its newest wheel; None if there is neither."""
+    from packaging.utils import canonicalize_name  # noqa: PLC0415 only who makes environments needs it
+
+    for project in (folder, folder / "sdk", *sorted(folder.glob("plugins/*"))):
+        file = project / "pyproject.toml"
+        try:
+            name = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {}).get("name", "")
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+            continue
+        if canonicalize_name(name) == canonicalize_name(package):
+            return str(project)
+    return _newest_wheel(folder, package)
+
+
+def _newest_wheel(folder: Path, package: str) -> str | None:
+    from packaging.utils import (  # noqa: PLC0415 see above
+        InvalidWheelFilename,
+        canonicalize_name,
+        parse_wheel_filename,
+    )
+
+    wheels: list[tuple[Any, str]] = []
+    for file in folder.glob("*.whl"):
+        try:
+            name, version, *_ = parse_wheel_filename(file.name)
+        except InvalidWheelFilename:
+            continue
+        if name == canonicalize_name(package):
+            wheels.append((version, str(file)))
+    return max(wheels)[1] if wheels else None
