@@ -58,7 +58,7 @@ async def drained(engine):
 )
 async def test_a_fault_ends_every_request_in_time_and_leaves_nothing(small, storyteller, victim, signum, kind, seconds):
     async with Engine.load("vllm", storyteller, **small) as engine:
-        pids = [engine._runtime.pid, *descendants(engine._runtime.pid)]
+        pids = [engine.pid, *descendants(engine.pid)]
         requests = [asyncio.create_task(drained(engine)) for _ in range(4)]
         while (await engine.stats()).running != len(requests):  # noqa: ASYNC110 another process
             await asyncio.sleep(0.02)

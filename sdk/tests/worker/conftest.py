@@ -64,7 +64,7 @@ def processes():
     from anyengine.worker.supervisor import descendants
 
     def of(engine):
-        pid = engine._runtime.pid
+        pid = engine.pid
         return [pid, *descendants(pid)]
 
     return of

@@ -56,6 +56,11 @@ class Runtime(ABC):
         """What was loaded."""
 
     @property
+    def pid(self) -> int | None:
+        """Process that leads the engine's own; None in the application's process."""
+        return None
+
+    @property
     @abstractmethod
     def concurrency(self) -> int:
         """Sequences that it pays to hand over at once; more would only wait."""

@@ -125,6 +125,11 @@ class Engine:
         return self._engine.config
 
     @property
+    def pid(self) -> int | None:
+        """Id of the process at the head of the engine's worker; None where it runs in this process."""
+        return self._engine.pid
+
+    @property
     def model(self) -> ModelFiles:
         """The checkpoint that was loaded."""
         return self._engine.model
