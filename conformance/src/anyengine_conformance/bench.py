@@ -1,0 +1,119 @@
+"""The thread whose event loop the engine under test lives on.
+
+An engine may block its event loop, or never come back from a cancellation. The runner must outlive both, so it stays on
+its own thread, waits with a limit, and gives a loop that does not answer up for a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+__all__ = ["Bench", "Hung", "Overran"]
+
+T = TypeVar("T")
+#: Kept: what still runs on them must not be collected under its feet.
+_ABANDONED: list[asyncio.AbstractEventLoop] = []
+#: Seconds for what was cancelled to clean up.
+GRACE = 10.0
+
+
+class Overran(Exception):
+    """A coroutine ran past its limit, and ended when it was cancelled."""
+
+
+class Hung(Exception):
+    """A coroutine ran past its limit and did not end; its loop was given up, with all that lives on it."""
+
+
+class Bench:
+    """Runs coroutines, one after the other, on an event loop in a thread of its own.
+
+    Attributes:
+        abandoned: loops that were given up.
+    """
+
+    def __init__(self, *, grace: float = GRACE) -> None:
+        self._grace = grace
+        self.abandoned = 0
+        self._start()
+
+    def _start(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._turn, args=(self._loop,), name="conformance", daemon=True)
+        self._thread.start()
+
+    @staticmethod
+    def _turn(loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        # What an engine's callbacks raise is the engine's; the loop goes on.
+        loop.set_exception_handler(lambda _, __: None)
+        try:
+            loop.run_forever()
+        finally:
+            loop.close()
+
+    def run(self, work: Coroutine[Any, Any, T], limit: float) -> T:
+        """Wait for a coroutine.
+
+        Args:
+            work: runs on the bench's loop.
+            limit: seconds.
+
+        Raises:
+            Overran: it did not end in time, but did when it was cancelled.
+            Hung: it did not end then either.
+        """
+        future = asyncio.run_coroutine_threadsafe(_limited(work, limit), self._loop)
+        try:
+            return future.result(limit + self._grace)
+        except concurrent.futures.TimeoutError:
+            if future.done():  # the coroutine's own TimeoutError: the two are one class
+                raise
+            self._give_up()
+            raise Hung(f"gave no sign of life {self._grace:g} s after its limit of {limit:g} s") from None
+
+    def _give_up(self) -> None:
+        """Leave the loop to its daemon thread, which ends it if it ever can, and go on with a new one."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._loop.stop)
+        _ABANDONED.append(self._loop)
+        self.abandoned += 1
+        self._start()
+
+    def close(self) -> None:
+        """End the loop."""
+        loop, thread = self._loop, self._thread
+        with contextlib.suppress(RuntimeError):
+            asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result(self._grace)
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(loop.stop)
+        thread.join(self._grace)
+
+
+async def _limited(work: Coroutine[Any, Any, T], limit: float) -> T:
+    task = asyncio.ensure_future(work)
+    done, _ = await asyncio.wait([task], timeout=limit)
+    if not done:
+        task.cancel()
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise Overran(f"had not ended after {limit:g} s")
+        # It swallowed the cancellation, or failed because of it.
+        error = task.exception()
+        raise Overran(f"had not ended after {limit:g} s") from error
+    return task.result()
+
+
+async def _cancel_all() -> None:
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=1.0)

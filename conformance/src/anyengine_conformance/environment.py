@@ -1,0 +1,52 @@
+"""Where a run took place."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, entry_points, version
+
+from anyengine.plugins import ENGINES
+
+from anyengine_conformance.results import Environment
+
+__all__ = ["gather"]
+
+#: What decides about numbers, beside the engine's own packages.
+_PACKAGES = ("anyengine", "anyengine-conformance", "anyengine-reference", "hypothesis", "numpy", "tokenizers", "torch")
+
+
+def gather(engine: str) -> Environment:
+    """Look around; what cannot be learnt is left out.
+
+    Args:
+        engine: name whose plugin's distribution is listed too.
+    """
+    own = [point.dist.name for point in entry_points(group=ENGINES) if point.name == engine and point.dist is not None]
+    found: dict[str, str] = {}
+    for name in (*_PACKAGES, *own, engine):
+        try:
+            found[name] = version(name)
+        except (PackageNotFoundError, ValueError):
+            continue
+    return Environment(
+        platform=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        cpus=os.cpu_count(),
+        accelerators=_accelerators(),
+        packages=dict(sorted(found.items())),
+    )
+
+
+def _accelerators() -> list[str]:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    command = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603 fixed
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]

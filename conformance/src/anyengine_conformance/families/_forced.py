@@ -1,0 +1,139 @@
+"""Teacher-forced judgement: an engine's greedy tokens, scored by the oracle behind exactly those tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from anyengine import Completion
+
+    from anyengine_conformance.context import Context
+
+__all__ = ["Judged", "calibration", "forced", "forced_all", "near_tie"]
+
+#: Nats that log-probabilities may be off on average, for each data type.
+MEAN_ERROR = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.1}
+
+
+@cache
+def calibration() -> dict[str, Any]:
+    """What `conformance/tools/calibrate_parity.py` measured."""
+    return json.loads(files("anyengine_conformance").joinpath("calibration.json").read_text(encoding="utf-8"))
+
+
+def near_tie(t: Context) -> float:
+    """Nats within which either of two tokens may be the greedy one in the engine's data type.
+
+    The data type's rounding changes the difference between two tokens; the 99.9% quantile of that change, measured, times
+    a margin, at most 0.25. An engine errs only where a change beyond that meets a difference beyond that.
+    """
+    gaps: dict[str, float] = calibration()["gap"]
+    return gaps.get(t.engine.info.dtype or "", max(gaps.values()))
+
+
+@dataclass(slots=True)
+class Judged:
+    """What was found while judging.
+
+    Attributes:
+        steps: tokens that were judged.
+        ties: of those, the ones that are not the oracle's best but within the gap.
+        errors: absolute errors of the log-probabilities that the engine gave, in nats.
+    """
+
+    steps: int = 0
+    ties: int = 0
+    errors: list[float] = field(default_factory=list[float])
+
+    def add(self, other: Judged) -> None:
+        """Put two together."""
+        self.steps += other.steps
+        self.ties += other.ties
+        self.errors += other.errors
+
+
+async def forced(
+    t: Context,
+    answer: Completion,
+    *,
+    what: str = "",
+    max_tokens: int | None = None,
+    ends: Collection[int] | None = None,
+    forbidden: Collection[int] = (),
+) -> Judged:
+    """Each token of a greedy completion must be the oracle's best, or a near-tie, and it must end where those say.
+
+    Args:
+        t: of the check.
+        answer: the completion.
+        what: which one, for the message.
+        max_tokens: that were asked for; None judges no ending.
+        ends: tokens that end it; None takes the model's.
+        forbidden: tokens that could not be chosen (held back by min_tokens, say).
+
+    Raises:
+        Violation: a token is not the best, or the completion ends elsewhere.
+    """
+    oracle, gap = await t.oracle(), near_tie(t)
+    stops = t.engine.model.eos_token_ids if ends is None else ends
+    prompt, tokens = answer.prompt_token_ids, answer.token_ids
+    t.expect(bool(tokens), expected=f"at least one token {what}", seen="an empty completion")
+    score = await oracle.score([*prompt, *tokens], logprobs=1 + len(forbidden))
+    judged = Judged(steps=len(tokens))
+    for step, token in enumerate(tokens):
+        entry = score.entries[len(prompt) + step]
+        if entry is None:
+            raise TypeError("the oracle gave no entry for a token")
+        allowed = {other: value for other, value in entry.top.items() if other not in forbidden or other == token}
+        best = max(allowed, key=allowed.__getitem__)
+        behind = allowed[best] - entry.logprob
+        judged.ties += token != best and behind <= gap
+        if behind > gap:
+            told = await t.engine.detokenize([*tokens[:step]])
+            raise t.fail(
+                expected=f"token {step} {what} to be {best}, the best by {oracle.name} in float32 behind the tokens "
+                f"before it, or within {gap:g} nats of it (a near-tie in {t.engine.info.dtype})",
+                seen=f"{token}, which is {behind:.3f} nats less likely; before it: {told!r}",
+            )
+        if answer.logprobs is not None:
+            judged.errors.append(abs(answer.logprobs[step].logprob - entry.logprob))
+    if max_tokens is not None:
+        _ending(t, answer, max_tokens, stops, what)
+    return judged
+
+
+def _ending(t: Context, answer: Completion, max_tokens: int, stops: Collection[int], what: str) -> None:
+    """The tokens say where it ends: at the first end-of-sequence token, else at the length."""
+    tokens = answer.token_ids
+    first = next((place for place, token in enumerate(tokens) if token in stops), None)
+    wanted = ("stop", first + 1) if first is not None else ("length", max_tokens)
+    t.equal(
+        (answer.finish_reason, len(tokens)),
+        wanted,
+        f"(finish_reason, number of tokens) {what}, by the end-of-sequence tokens {sorted(stops)[:8]} among its tokens",
+        advice="end a sequence at the first of request.eos_token_ids, or at max_tokens, and nowhere else",
+    )
+
+
+async def forced_all(
+    t: Context, answers: Sequence[Completion], names: Sequence[str] | None = None, **options: Any
+) -> Judged:
+    """:func:`forced` for several, at once."""
+    told = names or [f"of prompt {number}" for number in range(len(answers))]
+    total = Judged()
+    found = await asyncio.gather(
+        *(forced(t, answer, what=name, **options) for answer, name in zip(answers, told, strict=True)),
+        return_exceptions=True,
+    )
+    for one in found:
+        if isinstance(one, BaseException):
+            raise one
+        total.add(one)
+    return total

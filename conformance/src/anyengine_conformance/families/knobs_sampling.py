@@ -1,0 +1,227 @@
+"""Sampling fields that shape the draw: temperature, top_k, top_p, min_p, seed."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from anyengine import SamplingParams
+
+from anyengine_conformance.check import check, family
+from anyengine_conformance.families._numbers import greedy_by, next_tokens, open_prompt
+from anyengine_conformance.statistics import binomial_p
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anyengine_conformance.context import Context
+
+family("knobs", "Knobs")
+
+_LENGTH = 24
+_DRAWS = 128
+
+
+def _unchanged(value: float, token: int, before: Sequence[int]) -> float:
+    del token, before
+    return value
+
+
+async def _first_tokens(t: Context, ids: list[int], sampling: SamplingParams, draws: int = _DRAWS) -> list[int]:
+    """The first token of so many completions, in calls of 32."""
+    found: list[int] = []
+    for _ in range(draws // 32):
+        answer = await t.generate(ids, n=32, max_tokens=1, sampling=sampling)
+        found += [choice.token_ids[0] for choice in answer.choices]
+    return found
+
+
+def _shares(top: Mapping[int, float], temperature: float = 1.0) -> dict[int, float]:
+    """Probabilities of what is in ``top``, adding up to 1."""
+    highest = max(top.values())
+    weights = {token: math.exp((value - highest) / temperature) for token, value in top.items()}
+    total = sum(weights.values())
+    return {token: weight / total for token, weight in weights.items()}
+
+
+@check(
+    "knobs.temperature-zero-is-greedy",
+    must="With temperature 0 every token is the most likely one.",
+    advice="map temperature 0 to greedy decoding; some engines take 0 for 'unset', or want do_sample=False",
+    needs=("sampling.temperature",),
+    tolerance="near-ties of the data type",
+    tier="extension",
+)
+async def temperature_zero_is_greedy(t: Context) -> None:
+    for seed in (1, 2):
+        answer = await t.generate(
+            max_tokens=_LENGTH,
+            sampling=SamplingParams(temperature=0, seed=seed if "seed" in t.capabilities.sampling else None),
+        )
+        await greedy_by(t, answer, _unchanged, "as it is")
+
+
+async def _most_likely(t: Context, temperature: float) -> None:
+    """The most likely tokens come as often as that temperature makes them."""
+    # Where the temperature changes most: behind which prompt, and for how many of the most likely tokens.
+    found: list[tuple[float, list[int], list[int], float, float]] = []
+    for ids, top in await next_tokens(t):
+        changed, plain = _shares(top, temperature), _shares(top)
+        for count in range(1, 16):
+            best = list(top)[:count]
+            after, before = sum(changed[token] for token in best), sum(plain[token] for token in best)
+            found.append((abs(after - before), ids, best, after, before))
+    _, ids, best, expected, plain_share = max(found, key=lambda one: one[0])
+    # What the data type may shift the odds by, both ways.
+    slack = math.exp(4 * t.precision / temperature)
+    most = expected * slack / (expected * slack + 1 - expected)
+    least = expected / (expected + (1 - expected) * slack)
+
+    async def sample(number: int) -> float:
+        del number
+        drawn = await _first_tokens(t, ids, SamplingParams(temperature=temperature))
+        hits = sum(token in best for token in drawn)
+        seen.append(hits)
+        return min(1.0, 2 * min(binomial_p(hits, _DRAWS, most), binomial_p(_DRAWS - hits, _DRAWS, 1 - least)))
+
+    seen: list[int] = []
+    rejected = await t.confirmed(sample)
+    t.expect(
+        rejected is None,
+        expected=f"one of the {len(best)} most likely tokens in {least:.0%} to {most:.0%} of draws at temperature "
+        f"{temperature} (at 1.0 it would be {plain_share:.0%}), give or take chance",
+        seen=f"{seen} of {_DRAWS}, in two samples, p-values {rejected}",
+    )
+
+
+@check(
+    "knobs.temperature-below-one-sharpens",
+    must="At temperature 0.5 the most likely tokens come as much more often as the logits divided by 0.5 say.",
+    advice="divide the logits by the temperature before top_k, top_p and min_p, and draw from their softmax",
+    needs=("sampling.temperature", "token_prompts"),
+    tolerance="binomial test within what the data type may shift",
+    tier="extension",
+)
+async def temperature_below_one_sharpens(t: Context) -> None:
+    await _most_likely(t, 0.5)
+
+
+@check(
+    "knobs.temperature-above-one-flattens",
+    must="At temperature 1.75 the most likely tokens come as much more seldom as the logits divided by 1.75 say.",
+    advice="divide the logits by the temperature; take no maximum of 1 for it",
+    needs=("sampling.temperature", "token_prompts"),
+    tolerance="binomial test within what the data type may shift",
+    tier="extension",
+)
+async def temperature_above_one_flattens(t: Context) -> None:
+    await _most_likely(t, 1.75)
+
+
+@check(
+    "knobs.top-k-one-is-greedy",
+    must="With `top_k=1` every token is the most likely one, at any temperature.",
+    advice="keep the top_k largest logits; with one left there is nothing to draw",
+    needs=("sampling.top_k", "sampling.temperature"),
+    tolerance="near-ties of the data type",
+    tier="extension",
+)
+async def top_k_one_is_greedy(t: Context) -> None:
+    for temperature in (1.0, 1.9):
+        answer = await t.generate(max_tokens=_LENGTH, sampling=SamplingParams(top_k=1, temperature=temperature))
+        await greedy_by(t, answer, _unchanged, "as it is (top_k=1)")
+
+
+async def _within(t: Context, sampling: SamplingParams, allowed: Mapping[int, float], core: set[int]) -> None:
+    """Draws stay in ``allowed``, and are not always the same token where ``core`` is certainly left to draw from."""
+    ids, _ = await open_prompt(t)
+    drawn = await _first_tokens(t, ids, sampling)
+    outside = sorted(set(drawn) - set(allowed))
+    t.expect(not outside, expected=f"only tokens of {sorted(allowed)}", seen=f"also {outside}")
+    # A correct engine gives one token only with probability largest ** draws; where that is not small, nothing is said.
+    largest = max(_shares(allowed, sampling.temperature).values()) if len(core) > 1 else 1.0
+    largest = min(1.0, largest * math.exp(2 * t.gap / sampling.temperature))
+    if largest ** (_DRAWS - 1) < t.alpha:
+        t.expect(
+            len(set(drawn)) > 1,
+            expected=f"different tokens of {sorted(core)}",
+            seen=f"{_DRAWS} times {drawn[0]}: cut too deep",
+        )
+
+
+@check(
+    "knobs.top-k-bounds-the-support",
+    must="With `top_k=3` only the three most likely tokens are drawn, and more than one of them.",
+    advice="keep the top_k largest logits, no more and no fewer",
+    needs=("sampling.top_k", "sampling.temperature", "token_prompts"),
+    tolerance="near-ties of the data type at the edge",
+    tier="extension",
+)
+async def top_k_bounds_the_support(t: Context) -> None:
+    _, top = await open_prompt(t)
+    third = sorted(top.values(), reverse=True)[2]
+    allowed = {token: value for token, value in top.items() if value >= third - t.gap}
+    core = {token for token, value in top.items() if value >= third}
+    await _within(t, SamplingParams(top_k=3, temperature=1.9), allowed, core)
+
+
+@check(
+    "knobs.top-p-bounds-the-mass",
+    must="With `top_p` only the shortest list of most likely tokens is drawn whose probabilities reach it.",
+    advice="sort by probability, and keep the beginning whose sum first reaches top_p, that last token included",
+    needs=("sampling.top_p", "token_prompts"),
+    tolerance="what the data type may shift the mass by",
+    tier="extension",
+)
+async def top_p_bounds_the_mass(t: Context) -> None:
+    _, top = await open_prompt(t)
+    slack = math.exp(2 * t.gap)
+    allowed: dict[int, float] = {}
+    core: set[int] = set()
+    mass = 0.0
+    for token, value in top.items():
+        if mass * math.exp(-2 * t.gap) < 0.5:
+            allowed[token] = value
+        if mass * slack < 0.5:
+            core.add(token)
+        mass += math.exp(value)
+    await _within(t, SamplingParams(top_p=0.5), allowed, core)
+
+
+@check(
+    "knobs.min-p-bounds-the-ratio",
+    must="With `min_p` only tokens are drawn that are at least that fraction as likely as the most likely one.",
+    advice="compare with min_p times the largest probability, after temperature, top_k and top_p",
+    needs=("sampling.min_p", "token_prompts"),
+    tolerance="what the data type may shift the ratio by",
+    tier="extension",
+)
+async def min_p_bounds_the_ratio(t: Context) -> None:
+    _, top = await open_prompt(t)
+    highest = max(top.values())
+    allowed = {token: value for token, value in top.items() if value >= highest + math.log(0.5) - 2 * t.gap}
+    core = {token for token, value in top.items() if value >= highest + math.log(0.5) + 2 * t.gap}
+    await _within(t, SamplingParams(min_p=0.5), allowed, core)
+
+
+@check(
+    "knobs.seed-is-used",
+    must="Different seeds give different draws, and `Completion.seed` is the one that was asked for.",
+    advice="seed each request's own generator with sampling.seed; a generator of the whole engine will not do",
+    needs=("sampling.seed",),
+    tier="extension",
+)
+async def seed_is_used(t: Context) -> None:
+    answers = [await t.generate(max_tokens=16, sampling=SamplingParams(seed=seed)) for seed in range(8)]
+    t.equal([answer.seed for answer in answers], list(range(8)), "Completion.seed")
+    if len({tuple(answer.token_ids) for answer in answers}) == 1:
+        # Is that likely? The probability that seven more draws are the first one.
+        first = answers[0]
+        oracle = await t.oracle()
+        score = await oracle.score([*first.prompt_token_ids, *first.token_ids])
+        chance = math.exp(7 * sum(score.logprobs[len(first.prompt_token_ids) - 1 :]))
+        t.expect(
+            chance > t.alpha,
+            expected="different completions with 8 different seeds",
+            seen=f"8 times the same, which has the probability {chance:.1e}: {first.token_ids}",
+        )

@@ -1,0 +1,284 @@
+"""Runs checks against an engine, and makes of whatever happens one result each."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from anyengine import EngineDied, EngineUnresponsive, InvalidConfig
+
+from anyengine_conformance import environment
+from anyengine_conformance.bench import Bench, Hung, Overran
+from anyengine_conformance.check import OWN, all_checks, variants
+from anyengine_conformance.oracle import EngineOracle
+from anyengine_conformance.report import signed
+from anyengine_conformance.results import Report, Result, SubjectFacts, Suite
+from anyengine_conformance.session import Session, Verdict
+from anyengine_conformance.subject import Garage, LoadFailed, Target, target_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from anyengine import Engine
+
+    from anyengine_conformance.check import Check
+    from anyengine_conformance.oracle import Oracle
+    from anyengine_conformance.settings import ExpectedFailure, Settings
+
+__all__ = ["Listener", "Runner", "in_order", "select"]
+
+#: Seconds for closing an engine.
+_CLOSING = 60.0
+
+
+class Listener:
+    """Hears how a run goes on; the default says nothing."""
+
+    def began(self, check: Check, number: int, total: int) -> None:
+        """A check starts; the engine may have to be loaded for it first."""
+
+    def ended(self, result: Result) -> None:
+        """A check has its result."""
+
+    def written(self) -> str:
+        """What was written to stdout and stderr since this was asked last."""
+        return ""
+
+
+def select(only: Collection[str]) -> list[Check]:
+    """Checks by family, id, or the beginning of an id; all without any.
+
+    Raises:
+        InvalidConfig: a name fits none.
+    """
+    every = all_checks()
+    for name in only:
+        if not any(_fits(made, name) for made in every):
+            families = dict.fromkeys(made.family for made in every)
+            raise InvalidConfig(
+                f"--only: there is no family or check {name!r}; the families are {', '.join(families)}; "
+                "`anyengine conformance list` shows the checks",
+                field="only",
+            )
+    return [made for made in every if not only or any(_fits(made, name) for name in only)]
+
+
+def _fits(made: Check, name: str) -> bool:
+    return name in (made.family, made.id) or made.id == name.replace("/", ".")
+
+
+def in_order(checks: Sequence[Check]) -> list[Check]:
+    """The default variant first, checks with engines of their own last: each variant is loaded once."""
+    names = [*(name for name in variants() if name != OWN), OWN]
+    return sorted(checks, key=lambda made: names.index(made.variant))
+
+
+class Runner:
+    """One engine under test. Not for an event loop: it has its own, and outlives an engine that blocks it.
+
+    Args:
+        settings: of the subject.
+        target: what loads it, instead of what the settings name.
+        profile: ``certify`` repeats itself exactly, ``explore`` draws anew.
+        seed: what ``explore`` starts from; None draws it.
+        expected: failures that are expected, by id.
+        listener: hears what happens.
+        base: the command line that the command of a result begins with.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        target: Target | None = None,
+        profile: str = "certify",
+        seed: int | None = None,
+        expected: Mapping[str, ExpectedFailure] | None = None,
+        listener: Listener | None = None,
+        base: Sequence[str] = (),
+        bench: Bench | None = None,
+    ) -> None:
+        self.settings = settings
+        self.profile = profile
+        self.seed = 0 if profile == "certify" else time.time_ns() % 2**31 if seed is None else seed
+        self._expected = expected or {}
+        self._listener = listener or Listener()
+        self._base = list(base) or ["anyengine", "conformance", "run", settings.engine]
+        self._bench = bench or Bench()
+        self._garage = Garage(target or target_of(settings), settings)
+        self._session = Session(self._garage, self._open_oracle, profile, self.seed)
+        self._oracle: Oracle | None = None
+        self._facts = SubjectFacts(engine=settings.engine, model=settings.config.get("model"))
+        self._started = datetime.now(UTC)
+        self._clock = time.monotonic()
+
+    # -- the run ----------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Learn what the plugin says about itself, and hold the expected failures against it.
+
+        Raises:
+            InvalidConfig: an expected failure has expired.
+            Overran, Hung: the factory does not come back.
+            Exception: whatever else it raises.
+        """
+        description = self._bench.run(self._garage.target.describe(), self.settings.load_timeout)
+        if description is not None:
+            self._facts.engine_version = description.engine_version
+            self._facts.plugin_version = description.plugin_version
+            self._garage.described = description.capabilities
+        for entry in self._expected.values():
+            reason = entry.expired(self._started.date(), self._facts.engine_version)
+            if reason is not None:
+                raise InvalidConfig(
+                    f"xfails: the entry of {entry.id} {reason}; run the check, and renew the entry or delete it",
+                    field=entry.id,
+                )
+
+    def run(self, checks: Sequence[Check]) -> Report:
+        """Run them, grouped by variant, and report in the suite's order."""
+        order = in_order(checks)
+        found: dict[str, Result] = {}
+        for number, made in enumerate(order):
+            self._listener.began(made, number, len(order))
+            found[made.id] = self.run_check(made)
+            self._listener.ended(found[made.id])
+        return self.report([found[made.id] for made in checks], complete=len(checks) == len(all_checks()))
+
+    def report(self, results: list[Result], *, complete: bool) -> Report:
+        """Put results together."""
+        return signed(
+            Report(
+                started=self._started.isoformat(timespec="seconds"),
+                duration=round(time.monotonic() - self._clock, 3),
+                suite=Suite(
+                    version=version("anyengine-conformance"),
+                    profile=self.profile,
+                    seed=self.seed,
+                    complete=complete,
+                    oracle=self.settings.oracle,
+                ),
+                subject=self._facts,
+                environment=environment.gather(self.settings.engine),
+                results=results,
+            )
+        )
+
+    def close(self) -> None:
+        """Close the engine and the oracle."""
+        with suppress(Overran, Hung, Exception):
+            self._bench.run(self._release(), _CLOSING)
+        self._bench.close()
+
+    async def _release(self) -> None:
+        await self._garage.release()
+        if self._oracle is not None:
+            await self._oracle.close()
+
+    async def _open_oracle(self) -> Oracle:
+        if self._oracle is None:
+            if self._garage.model_path is None:
+                await self._garage.engine("default")
+            self._oracle = await EngineOracle.load(self.settings.oracle, str(self._garage.model_path))
+        return self._oracle
+
+    # -- one check --------------------------------------------------------------------------------
+
+    def run_check(self, made: Check) -> Result:
+        """Run one; nothing that an engine or a check does is raised."""
+        self._listener.written()
+        started = time.monotonic()
+        verdict = self._verdict(made)
+        entry = self._expected.get(made.id)
+        result = Result(
+            id=made.id,
+            family=made.family,
+            must=made.must,
+            tier=made.tier,
+            variant=made.variant,
+            outcome=verdict.outcome,
+            expectation=verdict.expectation,
+            reason=verdict.reason,
+            duration=round(time.monotonic() - started, 3),
+            seed=verdict.seed,
+            command=shlex.join([*self._base, "--only", made.id]),
+        )
+        if verdict.violation is not None:
+            violation = verdict.violation
+            result.asked, result.expected, result.seen = violation.asked, violation.expected, violation.seen
+            result.advice, result.example = violation.advice or made.advice, violation.example
+        log = self._listener.written()
+        if not result.good:
+            result.log = log
+        if entry is not None:
+            _against(result, entry)
+        return result
+
+    def _verdict(self, made: Check) -> Verdict:
+        try:
+            engine = None
+            if made.variant != OWN:
+                plan = self._bench.run(self._session.plan(made), self.settings.load_timeout)
+                if isinstance(plan, Verdict):
+                    return plan
+                engine = plan
+                self._learn(engine)
+            return self._bench.run(self._session.judge(made, engine), made.deadline * self.settings.time_factor)
+        except LoadFailed as error:
+            return Verdict("error", reason=str(error))
+        except (Overran, Hung) as error:
+            loading = made.variant != OWN and not self._garage.holds(made.variant)
+            if loading:
+                self._garage.failed(made.variant, error)
+            verdict = self._session.late(made, error, loading=loading)
+            self._drop(lost=isinstance(error, Hung))
+            return verdict
+        except (EngineDied, EngineUnresponsive) as error:
+            self._drop(lost=False)
+            return Verdict("error", reason=f"the engine is gone: {type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 a mistake of the suite is a result too, and the run goes on
+            self._drop(lost=False)
+            return Verdict("error", reason=f"the suite's own mistake: {type(error).__name__}: {error}")
+
+    def _learn(self, engine: Engine) -> None:
+        """Remember what the report says about the subject."""
+        if self._facts.capabilities is not None:
+            return
+        info, facts = engine.info, self._facts
+        facts.capabilities = _plain(info.capabilities)
+        facts.dtype, facts.device, facts.max_model_len = info.dtype, info.device, info.max_model_len
+        facts.model, facts.revision = engine.model.name, engine.model.revision
+        facts.config = _plain(dict(self.settings.config))
+
+    def _drop(self, *, lost: bool) -> None:
+        """Let go of an engine that cannot be trusted any more; the next check loads another."""
+        engine = self._garage.forget()
+        if lost:
+            self._oracle = None  # it lived on the same loop
+        elif engine is not None:
+            with suppress(Overran, Hung, Exception):
+                self._bench.run(engine.close(), _CLOSING)
+
+
+def _plain(value: object) -> Any:
+    """JSON data; sets become sorted lists."""
+    return msgspec.json.decode(msgspec.json.encode(value, order="deterministic"))
+
+
+def _against(result: Result, entry: ExpectedFailure) -> None:
+    """Hold a result against the failure that was expected."""
+    result.expectation = "fail"
+    told = f"{entry.reason} ({entry.link})"
+    if result.outcome == "failed":
+        result.outcome, result.reason = "xfailed", told
+    elif result.outcome == "passed":
+        result.outcome = "xpassed"
+        result.reason = f"expected to fail: {told}; it passes, so delete the entry"
+    elif result.outcome != "error":
+        reason = f"the entry is unmatched: the check is {result.outcome} ({result.reason}); delete it"
+        result.outcome, result.reason = "error", reason

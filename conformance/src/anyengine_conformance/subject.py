@@ -1,0 +1,211 @@
+"""The engine under test: how it is loaded, and which of its variants is loaded now."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from contextlib import asynccontextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from anyengine import Engine, EngineConfig, InvalidConfig
+from anyengine.backend import EnginePlugin
+from anyengine.plugins import find_engines
+
+from anyengine_conformance.check import variants
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+
+    from anyengine import Capabilities
+    from anyengine.backend import EngineDescription
+
+    from anyengine_conformance.settings import Settings
+
+__all__ = ["Garage", "LoadFailed", "PluginTarget", "Target", "laid_over", "target_of"]
+
+
+class Target(Protocol):
+    """What loads engines."""
+
+    async def describe(self) -> EngineDescription | None:
+        """What the plugin says about itself; None where it is not installed in this interpreter."""
+        ...
+
+    async def load(self, config: Mapping[str, Any]) -> Engine:
+        """Bring an engine up, by fields of :class:`anyengine.EngineConfig`."""
+        ...
+
+
+class PluginTarget:
+    """An engine by its name, or by a plugin object."""
+
+    def __init__(self, engine: str | EnginePlugin) -> None:
+        self._engine = engine
+
+    async def describe(self) -> EngineDescription | None:
+        if isinstance(self._engine, EnginePlugin):
+            return self._engine.describe()
+        installed = find_engines().get(self._engine)
+        return None if installed is None else installed.description
+
+    async def load(self, config: Mapping[str, Any]) -> Engine:
+        return await Engine.load(self._engine, config=EngineConfig(**config))
+
+
+class FactoryTarget:
+    """``module:name`` of a third party: a plugin object, something that makes one, or something that makes an engine.
+
+    A callable is called without arguments for a plugin object, or, where it has a parameter ``config``, with an
+    EngineConfig for an awaitable of an :class:`anyengine.Engine`.
+    """
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._made: Any = None
+
+    async def _factory(self) -> PluginTarget | Callable[..., Awaitable[Engine]]:
+        if self._made is None:
+            self._made = await asyncio.to_thread(self._import)
+        return self._made
+
+    def _import(self) -> Any:
+        module, _, name = self._place.partition(":")
+        try:
+            found: Any = getattr(import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise InvalidConfig(
+                f"subject.factory: {self._place} cannot be imported: {error}", field="factory"
+            ) from error
+        if callable(found) and not isinstance(found, EnginePlugin):
+            if "config" in inspect.signature(found).parameters:
+                return found
+            found = found()
+        if not isinstance(found, EnginePlugin):
+            raise InvalidConfig(
+                f"subject.factory: {self._place} gave a {type(found).__name__}; needed is an EnginePlugin, or a "
+                "callable with a parameter `config` that gives an engine",
+                field="factory",
+            )
+        return PluginTarget(found)
+
+    async def describe(self) -> EngineDescription | None:
+        made = await self._factory()
+        return await made.describe() if isinstance(made, PluginTarget) else None
+
+    async def load(self, config: Mapping[str, Any]) -> Engine:
+        made = await self._factory()
+        if isinstance(made, PluginTarget):
+            return await made.load(config)
+        return await made(config=EngineConfig(**config))
+
+
+def target_of(settings: Settings) -> Target:
+    """What loads the engine that the settings name."""
+    if settings.factory is not None:
+        return FactoryTarget(settings.factory)
+    return PluginTarget(settings.engine)
+
+
+def laid_over(base: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries, the later ones winning."""
+    result = dict(base)
+    for layer in layers:
+        for key, value in layer.items():
+            old = result.get(key)
+            if isinstance(value, dict) and isinstance(old, dict):
+                result[key] = laid_over(cast("dict[str, Any]", old), cast("dict[str, Any]", value))
+            else:
+                result[key] = value
+    return result
+
+
+class LoadFailed(Exception):
+    """A variant does not load; it is not tried again for every check."""
+
+    def __init__(self, variant: str, error: BaseException) -> None:
+        super().__init__(f"the variant {variant!r} did not load: {type(error).__name__}: {error}")
+        self.error = error
+
+
+class Garage:
+    """Holds one loaded engine at a time: on a GPU there is no room for two.
+
+    Attributes:
+        notes: what checks want to keep as long as the loaded engine lives.
+        shared: what they want to keep for the whole run.
+        settings: of the subject.
+        target: what loads it.
+        described: what the plugin declares in general, if it could be asked.
+        loads: engines loaded so far.
+        model_path: folder of the subject's checkpoint, once a variant was loaded.
+    """
+
+    def __init__(self, target: Target, settings: Settings) -> None:
+        self.target = target
+        self.settings = settings
+        self.notes: dict[str, Any] = {}
+        self.shared: dict[str, Any] = {}
+        self.described: Capabilities | None = None
+        self.loads = 0
+        self.model_path: str | None = None
+        self._variant: str | None = None
+        self._engine: Engine | None = None
+        self._failed: dict[str, BaseException] = {}
+
+    def config(self, variant: str, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The fields of EngineConfig for a variant: the subject's, the variant's, the subject's for the variant."""
+        settings = self.settings
+        return laid_over(settings.config, variants()[variant].config, settings.variants.get(variant, {}), extra or {})
+
+    def holds(self, variant: str) -> bool:
+        """Whether that variant is loaded."""
+        return self._engine is not None and self._variant == variant
+
+    async def engine(self, variant: str) -> Engine:
+        """The engine of a variant, loaded if it is not yet.
+
+        Raises:
+            LoadFailed: it does not load, now or before.
+        """
+        if self._engine is not None and self._variant == variant:
+            return self._engine
+        await self.release()
+        if variant in self._failed:
+            raise LoadFailed(variant, self._failed[variant])
+        try:
+            self._engine = await self.target.load(self.config(variant))
+        except Exception as error:
+            self._failed[variant] = error
+            raise LoadFailed(variant, error) from error
+        self.loads += 1
+        self.model_path = str(self._engine.model.path)
+        self._variant = variant
+        return self._engine
+
+    def failed(self, variant: str, error: BaseException) -> None:
+        """Remember that a variant cannot be loaded (it hung)."""
+        self._failed[variant] = error
+
+    @asynccontextmanager
+    async def own(self, config: Mapping[str, Any]) -> AsyncGenerator[Engine]:
+        """An engine beside the variants; the shared one makes room first."""
+        await self.release()
+        engine = await self.target.load(config)
+        self.loads += 1
+        try:
+            yield engine
+        finally:
+            await engine.close()
+
+    async def release(self) -> None:
+        """Close what is loaded."""
+        engine = self.forget()
+        if engine is not None:
+            await engine.close()
+
+    def forget(self) -> Engine | None:
+        """Let go of what is loaded without a word to it."""
+        engine, self._engine, self._variant = self._engine, None, None
+        self.notes = {}
+        return engine

@@ -1,0 +1,243 @@
+"""Whatever an engine or a check does becomes one result, and the run goes on."""
+
+import asyncio
+import time
+
+import pytest
+from anyengine import Capabilities, EngineDied, InvalidRequest
+from anyengine.backend import TokenDelta
+from anyengine_conformance.broken import BrokenBackend, BrokenPlugin
+from anyengine_conformance.capture import Capture
+from anyengine_conformance.check import Check
+from anyengine_conformance.settings import ExpectedFailure, Settings
+from anyengine_conformance.simulated import SimulatedPlugin
+from anyengine_conformance.subject import PluginTarget
+from msgspec.structs import replace
+
+
+async def good(t):
+    t.equal((await t.generate(max_tokens=2)).usage.completion_tokens, 2, "tokens")
+
+
+async def bad(t):
+    t.equal((await t.generate(max_tokens=2)).usage.completion_tokens, 3, "tokens")
+
+
+def test_a_check_that_holds_passes(make_runner, make_check):
+    result = make_runner().run_check(make_check(good))
+    assert (result.outcome, result.good, result.expectation) == ("passed", True, "pass")
+
+
+def test_a_failure_says_what_was_asked_expected_and_seen_and_what_to_do(make_runner, make_check):
+    result = make_runner(base=["anyengine", "conformance", "run", "mine"]).run_check(make_check(bad))
+    assert result.outcome == "failed"
+    assert "engine.generate(" in result.asked
+    assert "max_tokens=2" in result.asked
+    assert (result.expected, result.seen) == ("tokens: 3", "tokens: 2")
+    assert result.advice == "do it"
+    assert result.command == "anyengine conformance run mine --only tests.made"
+
+
+def test_an_error_of_the_engine_where_none_was_expected_is_a_failure(make_runner, make_check):
+    async def refuses(t):
+        await t.generate(max_tokens=-1)
+
+    result = make_runner().run_check(make_check(refuses))
+    assert (result.outcome, result.expected) == ("failed", "no error")
+    assert "InvalidRequest" in result.seen
+
+
+def test_a_mistake_of_the_suite_is_an_error_not_a_failure(make_runner, make_check):
+    async def mistaken(t):
+        raise KeyError("oops")
+
+    result = make_runner().run_check(make_check(mistaken))
+    assert result.outcome == "error"
+    assert "the suite's own mistake: KeyError" in result.reason
+
+
+def test_a_dead_engine_is_an_error_and_the_next_check_gets_another(make_runner, make_check):
+    async def dies(t):
+        raise EngineDied("gone")
+
+    runner = make_runner()
+    assert runner.run_check(make_check(dies)).outcome == "error"
+    assert runner.run_check(make_check(good)).outcome == "passed"
+
+
+@pytest.mark.parametrize("sleep", ["asyncio", "blocking", "stubborn"])
+def test_a_check_that_overruns_its_deadline_fails_and_the_run_goes_on(make_runner, make_check, sleep: str):
+    async def slow(t):
+        t.asked("something slow")
+        if sleep == "asyncio":
+            await asyncio.sleep(3600)
+        elif sleep == "blocking":
+            time.sleep(3)  # noqa: ASYNC251 an engine that blocks the loop
+        else:
+            for _ in range(100):  # swallows its cancellation
+                try:
+                    await asyncio.sleep(1)
+                except asyncio.CancelledError:
+                    continue
+
+    runner = make_runner()
+    started = time.monotonic()
+    result = runner.run_check(make_check(slow, deadline=0.2))
+    assert time.monotonic() - started < 3
+    assert (result.outcome, result.asked) == ("failed", "something slow")
+    assert "0.2 s" in result.expected
+    assert runner.run_check(make_check(good)).outcome == "passed"
+
+
+@pytest.mark.parametrize(("how", "words"), [("raises", "no such device"), ("hangs", "loading"), ("blocks", "loading")])
+def test_a_load_that_goes_wrong_is_an_error_of_each_check_and_tried_once(
+    make_runner, make_check, misbehaving, how: str, words: str
+):
+    target = misbehaving(how)
+    runner = make_runner(target, settings=Settings(engine="simulated", load_timeout=0.3))
+    results = [runner.run_check(make_check(good)) for _ in range(3)]
+    assert {result.outcome for result in results} == {"error"}
+    assert words in results[0].reason
+    assert target.loads == 1
+
+
+def test_an_undeclared_need_is_tested_as_a_refusal_and_never_passes(make_runner, make_check):
+    narrow = SimulatedPlugin(Capabilities(token_prompts=True))
+    result = make_runner(PluginTarget(narrow)).run_check(make_check(bad, needs=("sampling.top_k", "logprobs")))
+    assert (result.outcome, result.expectation) == ("unsupported", "refuse")
+    assert result.reason == "not declared: sampling.top_k, logprobs"
+
+
+def test_what_is_not_declared_and_not_refused_fails(make_runner, make_check):
+    class Swallowing:
+        async def describe(self):
+            return SimulatedPlugin().describe()
+
+        async def load(self, config):
+            engine = await PluginTarget(SimulatedPlugin()).load(config)
+            narrow = Capabilities(token_prompts=True)
+
+            class Engine:
+                capabilities = narrow
+
+                def __getattr__(self, name):
+                    return getattr(engine, name)
+
+            return Engine()
+
+    result = make_runner(Swallowing()).run_check(make_check(good, needs=("sampling.top_k",)))
+    assert (result.outcome, result.expectation, result.seen) == ("failed", "refuse", "no error")
+    assert result.expected == "UnsupportedParameter with field 'sampling.top_k'"
+
+
+def test_a_declared_conflict_is_tested_as_a_refusal(make_runner, make_check):
+    needs = ("structured.regex", "request.ignore_eos")
+    result = make_runner().run_check(make_check(bad, needs=needs))
+    assert (result.outcome, result.expectation) == ("unsupported", "refuse")
+    assert "declared conflict" in result.reason
+
+
+def test_a_statistic_that_is_none_is_unsupported(make_runner, make_check):
+    class Silent(BrokenBackend):
+        async def stats(self):
+            return replace(await self.inner.stats(), preemptions=None)
+
+    class Plugin(BrokenPlugin):
+        inner = SimulatedPlugin()
+        backend = Silent
+
+    result = make_runner(PluginTarget(Plugin())).run_check(make_check(bad, needs=("stats.preemptions",)))
+    assert result.outcome == "unsupported"
+
+
+def test_what_the_model_lacks_is_not_run(make_runner, make_check):
+    async def lacking(t):
+        raise t.skip("the model has no chat template")
+
+    result = make_runner().run_check(make_check(lacking))
+    assert (result.outcome, result.reason, result.good) == ("not-run", "the model has no chat template", True)
+
+
+EXPECTED = {
+    "tests.made": ExpectedFailure(id="tests.made", reason="a bug", link="https://x.invalid/1", until_version="2")
+}
+
+
+@pytest.mark.parametrize(("function", "outcome", "fine"), [(bad, "xfailed", True), (good, "xpassed", False)])
+def test_expected_failures_are_strict(make_runner, make_check, function, outcome: str, *, fine: bool):
+    result = make_runner(expected=EXPECTED).run_check(make_check(function))
+    assert (result.outcome, result.good, result.expectation) == (outcome, fine, "fail")
+    assert "https://x.invalid/1" in result.reason
+
+
+def test_an_expected_failure_of_something_unsupported_is_unmatched(make_runner, make_check):
+    result = make_runner(expected=EXPECTED).run_check(make_check(bad, needs=("request.lora",)))
+    assert result.outcome == "error"
+    assert "unmatched" in result.reason
+
+
+def test_the_smallest_input_that_fails_is_reported_and_the_same_in_every_run(make_runner, make_check):
+    from hypothesis import strategies as st
+
+    async def holds_up_to_ten(t):
+        async def holds(number: int) -> None:
+            t.expect(number <= 10, expected="at most 10", seen=number)
+
+        await t.given(st.integers(0, 1000), holds, examples=50)
+
+    results = [make_runner().run_check(make_check(holds_up_to_ten)) for _ in range(2)]
+    assert [result.example for result in results] == ["11", "11"]
+    assert results[0].seed == results[1].seed
+
+
+def test_a_flood_on_stdout_blocks_nobody_and_its_end_is_kept(make_runner, make_check, misbehaving, capfd):
+    with Capture() as capture:
+        make_runner(misbehaving("floods")).run_check(make_check(good))
+        written = capture.take()
+    assert written.endswith("the last line")
+    assert len(written) < 20_000
+    assert capfd.readouterr().out == ""
+
+
+def test_a_backend_that_breaks_its_contract_fails_the_check(make_runner, make_check):
+    class TooMany(BrokenBackend):
+        async def stream(self, request):
+            async for delta in self.inner.stream(request):
+                yield TokenDelta([*delta.token_ids, 1], delta.logprobs, delta.finish)
+
+    class Plugin(BrokenPlugin):
+        inner = SimulatedPlugin()
+        backend = TooMany
+
+    result = make_runner(PluginTarget(Plugin())).run_check(make_check(good))
+    assert result.outcome == "failed"
+    assert "PluginError" in result.seen
+
+
+def test_refusals_of_another_type_or_field_are_told_apart(make_runner, make_check):
+    async def wrong_field(t):
+        with t.refused(InvalidRequest, field="n"):
+            await t.generate(max_tokens=0)
+
+    result = make_runner().run_check(make_check(wrong_field))
+    assert result.expected == "InvalidRequest with field 'n'"
+    assert result.seen.startswith("InvalidRequest with field 'max_tokens'")
+
+
+def test_the_oracle_scores_the_subjects_model_and_leaves_its_engine_alone(make_runner, make_check):
+    async def scored(t):
+        oracle = await t.oracle()
+        ids = await t.engine.tokenize(t.prompt)
+        mine, exact = await t.engine.score(ids), await oracle.score(ids)
+        off = max(abs(a - b) for a, b in zip(mine.logprobs, exact.logprobs, strict=True))
+        t.expect(off < t.tolerance(1e-3), expected="the same log-probabilities", seen=off)
+
+    runner = make_runner(PluginTarget("reference"), settings=Settings(engine="reference", load_timeout=60.0))
+    result = runner.run_check(make_check(scored, variant="small-context"))
+    assert (result.outcome, result.reason) == ("passed", "")
+
+
+def test_a_check_is_frozen(make_check):
+    assert isinstance(make_check(good), Check)
+    with pytest.raises(AttributeError):
+        make_check(good).must = "changed"
