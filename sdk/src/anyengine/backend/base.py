@@ -269,8 +269,8 @@ class Backend(ABC):
     async def health(self) -> None:  # noqa: B027 an engine in this process lives while we do
         """Return if the engine works: ask the engine itself, down to the process that computes.
 
-        A worker calls it again and again, and takes one that does not return within ``EngineConfig.health_timeout``
-        for a hang.
+        A worker calls it every few seconds while requests run, and takes one that does not return within
+        ``EngineConfig.health_timeout`` for a hang.
 
         Raises:
             EngineDied, EngineUnresponsive: it does not.

@@ -85,6 +85,16 @@ class LocalRuntime(Runtime):
     def concurrency(self) -> int:
         return self._concurrency
 
+    @property
+    def busy(self) -> bool:
+        """Whether a sequence is in the engine."""
+        return self._admission.running > 0
+
+    @property
+    def health_timeout(self) -> float:
+        """Seconds within which the engine has to say that it works."""
+        return self._config.health_timeout
+
     # -- requests ---------------------------------------------------------------------------------
 
     async def prepare(self, request: GenerateRequest, flow: int, *, admitted: bool = False) -> Prepared:

@@ -144,7 +144,7 @@ class Heartbeat(_Message, frozen=True, tag="heartbeat"):
     """On the control channel, once a second, from a thread of its own.
 
     Attributes:
-        unanswered: seconds since the engine last answered that it works; 0 while it loads.
+        unanswered: seconds for which the engine, or the event loop, has owed an answer; 0 while it loads.
         stopped: processes of the engine that a signal has stopped.
     """
 

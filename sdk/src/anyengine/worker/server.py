@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Server"]
 
+#: Seconds between two questions to an engine that has nothing to do.
+_IDLE_SECONDS = 30.0
 #: Seconds that an engine is given to close when the application has gone without a word.
 _CLOSE_SECONDS = 5.0
 
@@ -190,10 +192,19 @@ class Server(asyncio.Protocol):
     # -- signs of life ----------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Ask the engine again and again whether it works; the control thread tells how long it has not answered."""
+        """Ask the engine now and then whether it works; the control thread tells how long it has not answered.
+
+        Seldom while nothing runs: some engines spin for seconds after each question.
+        """
+        since = 0.0
         while True:
+            # The loop runs, and no question is open.
             self._control.answered = monotonic()
             await anyio.sleep(INTERVAL)
+            since += INTERVAL
+            if since < (self._session.ask_every if self._session.busy else _IDLE_SECONDS):
+                continue
+            since = 0.0
             try:
                 await self._session.health(0)
             except EngineClosed:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from anyengine._model import StrictModel
     from anyengine.outputs import Completion, Embedding, Score
     from anyengine.request import GenerateRequest, Message, Prompt
-    from anyengine.runtime.base import ChunkStream, Prepared, Runtime
+    from anyengine.runtime.base import ChunkStream, Prepared
+    from anyengine.runtime.local import LocalRuntime
     from anyengine.stats import EngineStats
 
 __all__ = ["METHODS", "Session"]
@@ -52,16 +53,24 @@ class Session:
 
     Attributes:
         streams: opened, not ended.
+        ask_every: seconds between two questions whether the engine works, while it does.
     """
 
+    ask_every = 5.0
+
     def __init__(self) -> None:
-        self._runtime: Runtime | None = None
+        self._runtime: LocalRuntime | None = None
         self._prepared: dict[int, Prepared] = {}
         self._admissions: dict[int, AbstractAsyncContextManager[None]] = {}
         self.streams: dict[int, ChunkStream] = {}
 
     @property
-    def runtime(self) -> Runtime:
+    def busy(self) -> bool:
+        """Whether the engine has something to do."""
+        return self._runtime is not None and self._runtime.busy
+
+    @property
+    def runtime(self) -> LocalRuntime:
         """The loaded engine."""
         if self._runtime is None:
             raise InvalidConfig("there is no engine yet: call load first")
@@ -81,6 +90,8 @@ class Session:
         plugin, description = describe(engine)
         model, runtime = await bring_up(plugin, description, EngineConfig(**config))
         self._runtime = runtime
+        # Twice within the time in which it has to answer.
+        self.ask_every = min(self.ask_every, runtime.health_timeout / 2)
         return Loaded(model, runtime.info, runtime.concurrency)
 
     async def close(self, _id: int) -> None:
