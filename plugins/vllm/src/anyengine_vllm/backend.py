@@ -185,9 +185,9 @@ class VllmBackend(Backend):
                     self._live.discard(request.id)
                 yield outputs.delta(output, request.prompt_token_ids, prompt_entries)
         except Exception as error:
-            raise self._mapped(error) from error
-        finally:
             self._live.discard(request.id)
+            raise self._mapped(error) from error
+        # Not where the reader was cancelled: vLLM aborts by itself then, and our `abort` waits until that is done.
 
     async def score(self, token_ids: Sequence[int], logprobs: int) -> Score:
         # vLLM always generates a token, for which a full context has no room: so the last one is generated, by

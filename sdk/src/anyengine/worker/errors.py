@@ -22,14 +22,14 @@ class RemoteTraceback(Exception):
 
 
 def encode_error(error: AnyEngineError) -> dict[str, Any]:
-    """The error's type, message and facts, its notes, and for a failure the traceback of its cause."""
+    """The error's type, message and facts, its notes, and the traceback of its cause."""
     facts: dict[str, Any] = error.as_dict()
     facts["misuse"] = isinstance(error, Misuse)
     notes = getattr(error, "__notes__", None)
     facts.pop("__notes__", None)
     if notes:
         facts["notes"] = list(notes)
-    if isinstance(error, Failure) and error.__cause__ is not None:
+    if error.__cause__ is not None:
         facts["traceback"] = "".join(traceback.format_exception(error.__cause__)).strip()
     return facts
 
