@@ -134,3 +134,14 @@ def test_what_does_not_fit_into_a_table_is_refused(fields, named):
     with pytest.raises(UnsupportedParameter) as caught:
         requests.check_tables(_request(**fields))
     assert caught.value.field == named
+
+
+def test_seeds_that_share_their_lower_bits_stay_apart(library):
+    seeds = [7, *(7 + (n << 32) for n in range(1, 200)), 2**63 - 1]
+    given = [
+        requests.sampling_params(library, _request(sampling=SamplingParams(seed=seed)), streaming=True)["seed"]
+        for seed in seeds
+    ]
+    assert given[0] == 7
+    assert len(set(given)) == len(seeds)
+    assert max(given) < 2**32
