@@ -1,3 +1,4 @@
+# ruff: noqa: INP001, T201
 """Measure how far a data type moves log-probabilities: the near-tie gap of the parity checks comes from this.
 
     python conformance/tools/calibrate_parity.py [MODEL_FOLDER ...]

@@ -218,6 +218,10 @@ class Fault:
         made: Any = self.broken(engine) if issubclass(self.broken, BrokenEngine) else engine
         return made
 
+    async def quantize(self, model: str, scheme: str, output: Path) -> Path:
+        """As a target of the runner."""
+        return await Engine.quantize(self._plugin(), model=model, scheme=scheme, output=output)
+
     def _plugin(self) -> EnginePlugin:
         inner = healthy_plugin(self.base)
         if issubclass(self.broken, BrokenEngine):
@@ -258,6 +262,10 @@ class Healthy:
 
     async def load(self, config: Mapping[str, Any]) -> Engine:
         return await load_healthy(self.base, healthy_plugin(self.base), config)
+
+    async def quantize(self, model: str, scheme: str, output: Path) -> Path:
+        """As a target of the runner."""
+        return await Engine.quantize(healthy_plugin(self.base), model=model, scheme=scheme, output=output)
 
 
 _faults: dict[str, Fault] = {}

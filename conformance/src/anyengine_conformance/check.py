@@ -35,11 +35,14 @@ class Variant:
         name: short, and unique.
         config: fields of :class:`anyengine.EngineConfig` beside those of the subject; parts as nested dictionaries.
         needs: capabilities without which this variant must be refused.
+        only_for: the built-in model that ``config`` goes with; for another one the subject's ``[variants.NAME]`` says
+            what does, or the checks are not run.
     """
 
     name: str
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     needs: tuple[str, ...] = ()
+    only_for: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,18 +96,19 @@ def family(name: str, title: str) -> None:
         raise ValueError(f"the family {name} has two titles: {_families[name]!r} and {title!r}")
 
 
-def variant(name: str, *, needs: tuple[str, ...] = (), **config: Any) -> str:
+def variant(name: str, *, needs: tuple[str, ...] = (), only_for: str = "", **config: Any) -> str:
     """Register a configuration variant.
 
     Args:
         name: short, and unique.
         needs: capabilities without which it must be refused.
+        only_for: see :class:`Variant`.
         config: fields of :class:`anyengine.EngineConfig`; parts as dictionaries.
 
     Returns:
         The name, for ``@check(variant=…)``.
     """
-    made = Variant(name, config, needs)
+    made = Variant(name, config, needs, only_for)
     if _variants.setdefault(name, made) != made:
         raise ValueError(f"there are two different variants of the name {name}")
     for need in needs:

@@ -7,6 +7,7 @@ import hashlib
 import random
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from anyengine import AnyEngineError, SamplingParams
@@ -168,6 +169,17 @@ class Context:
         self.asked(f"Engine.load({_options(config)})")
         async with self._garage.own(self._garage.config("own", config)) as engine:
             yield engine
+
+    async def source(self) -> Path:
+        """The folder of the subject's checkpoint."""
+        await self._oracle()
+        return Path(str(self._garage.model_path))
+
+    async def quantize(self, scheme: str, output: Path) -> Path:
+        """Make a quantised checkpoint of the subject's."""
+        source = await self.source()
+        self.asked(f"Engine.quantize(model={str(source)!r}, scheme={scheme!r}, output=…)")
+        return await self._garage.target.quantize(str(source), scheme, output)
 
     async def oracle(self) -> Oracle:
         """What gives exact scores for the subject's model."""

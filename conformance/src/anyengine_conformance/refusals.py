@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyengine import (
@@ -144,6 +146,8 @@ async def negative(context: Context, expression: str) -> None:
     if need.name == "raw":  # below that level: the parameter goes, this combination does not
         level = getattr(context.capabilities, need.kind)
         kind = UnsupportedCapability if level == "none" else UnsupportedParameter
+    if need.kind == "quantize" and context.described is not None and context.described.quantize:
+        kind, field = UnsupportedParameter, "scheme"  # it can quantise, by other schemes
     with context.refused(kind, field=field, advice=_ADVICE):
         if need.at_load:
             async with context.load(**config_of(need)):
@@ -152,6 +156,9 @@ async def negative(context: Context, expression: str) -> None:
 
 
 async def _call(context: Context, need: Need, expression: str) -> None:
+    if need.kind == "quantize":
+        await _quantize(context, need.name)
+        return
     engine = context.engine
     if request_of(need):
         await ask(context, (expression,))
@@ -169,12 +176,11 @@ async def _call(context: Context, need: Need, expression: str) -> None:
         await engine.load_lora("adapter", "/nowhere")
     elif need.kind == "reset_prefix_cache":
         await engine.reset_prefix_cache()
-    elif need.kind == "quantize":
-        await _quantize(context, need.name)
 
 
 async def _quantize(context: Context, scheme: str) -> None:
-    raise context.skip(f"Engine.quantize by {scheme} is refused without an engine; the family 'quantization' tests it")
+    with tempfile.TemporaryDirectory() as folder:
+        await context.quantize(scheme, Path(folder) / "made")
 
 
 async def refuse_together(context: Context, pair: tuple[str, str], reason: str) -> None:

@@ -59,6 +59,9 @@ class Session:
         missing = [need for need in needs if parse(need).at_load and not declared(need, await self._before_load())]
         if missing:
             return await self._negative(made, None, missing)
+        lacking = self._garage.lacks(made.variant)
+        if lacking:
+            return Verdict("not-run", reason=lacking)
         engine = await self._garage.engine(made.variant)
         if made.variant == "default":
             self._loaded = engine.capabilities

@@ -13,9 +13,11 @@ from anyengine.backend import EnginePlugin
 from anyengine.plugins import find_engines
 
 from anyengine_conformance.check import variants
+from anyengine_conformance.violation import NotApplicable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from pathlib import Path
 
     from anyengine import Capabilities
     from anyengine.backend import EngineDescription
@@ -36,6 +38,10 @@ class Target(Protocol):
         """Bring an engine up, by fields of :class:`anyengine.EngineConfig`."""
         ...
 
+    async def quantize(self, model: str, scheme: str, output: Path) -> Path:
+        """Make a quantised checkpoint: see :meth:`anyengine.Engine.quantize`."""
+        ...
+
 
 class PluginTarget:
     """An engine by its name, or by a plugin object."""
@@ -51,6 +57,9 @@ class PluginTarget:
 
     async def load(self, config: Mapping[str, Any]) -> Engine:
         return await Engine.load(self._engine, config=EngineConfig(**config))
+
+    async def quantize(self, model: str, scheme: str, output: Path) -> Path:
+        return await Engine.quantize(self._engine, model=model, scheme=scheme, output=output)
 
 
 class FactoryTarget:
@@ -98,6 +107,12 @@ class FactoryTarget:
         if isinstance(made, PluginTarget):
             return await made.load(config)
         return await made(config=EngineConfig(**config))
+
+    async def quantize(self, model: str, scheme: str, output: Path) -> Path:
+        made = await self._factory()
+        if not isinstance(made, PluginTarget):
+            raise NotApplicable("the subject's factory makes engines, and no plugin that could quantise")
+        return await made.quantize(model, scheme, output)
 
 
 def target_of(settings: Settings) -> Target:
@@ -157,6 +172,18 @@ class Garage:
         """The fields of EngineConfig for a variant: the subject's, the variant's, the subject's for the variant."""
         settings = self.settings
         return laid_over(settings.config, variants()[variant].config, settings.variants.get(variant, {}), extra or {})
+
+    def lacks(self, variant: str) -> str:
+        """Why a variant says nothing about the subject's model; empty if it does."""
+        goes_with, settings = variants()[variant].only_for, self.settings
+        built_in = "storyteller" if settings.engine == "reference" else None
+        model = settings.config.get("model", built_in)
+        if not goes_with or variant in settings.variants or model == goes_with:
+            return ""
+        return (
+            f"the variant {variant!r} is made for the model {goes_with}; for {model or 'another one'}, say in "
+            f"conformance.toml, [variants.{variant}], what goes with it"
+        )
 
     def holds(self, variant: str) -> bool:
         """Whether that variant is loaded."""

@@ -1,4 +1,3 @@
-
 """Facts about vLLM's interface that the tests hold the mapping against: names, defaults and bases, no sentences.
 
     python tools/make_vllm_contract.py FOLDER

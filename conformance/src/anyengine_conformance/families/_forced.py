@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from anyengine_conformance.context import Context
 
-__all__ = ["Judged", "calibration", "forced", "forced_all", "near_tie"]
+__all__ = ["Judged", "answer_of", "calibration", "forced", "forced_all", "near_tie"]
 
 #: Nats that log-probabilities may be off on average, for each data type.
 MEAN_ERROR = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.1}
@@ -31,8 +31,8 @@ def calibration() -> dict[str, Any]:
 def near_tie(t: Context) -> float:
     """Nats within which either of two tokens may be the greedy one in the engine's data type.
 
-    The data type's rounding changes the difference between two tokens; the 99.9% quantile of that change, measured, times
-    a margin, at most 0.25. An engine errs only where a change beyond that meets a difference beyond that.
+    The data type's rounding changes the difference between two tokens; the 99.9% quantile of that change, measured,
+    times a margin, at most 0.25. An engine errs only where a change beyond that meets a difference beyond that.
     """
     gaps: dict[str, float] = calibration()["gap"]
     return gaps.get(t.engine.info.dtype or "", max(gaps.values()))
@@ -57,6 +57,12 @@ class Judged:
         self.steps += other.steps
         self.ties += other.ties
         self.errors += other.errors
+
+
+async def answer_of(t: Context, prompt: Any, **options: Any) -> Completion:
+    """One call of many at once, of which the check itself says in one line what it asked."""
+    engine: Any = t.engine
+    return await engine.generate(prompt, **options)
 
 
 async def forced(

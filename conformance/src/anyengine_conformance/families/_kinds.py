@@ -16,7 +16,7 @@ MULTILINGUAL = (
     "Es war einmal ein kleines Mädchen, das am Meer lebte. Eines Tages",
     "Il était une fois une petite fille qui vivait près de la mer. Un jour,",
     "昔々、海の近くに小さな女の子が住んでいました。",
-    "Жила-была девочка, и была у неё собака.",
+    "Жила-была девочка, и была у неё собака.",  # noqa: RUF001 Russian
     "🙂🙃 Zoë said: naïve café 🐈‍⬛",
 )
 CHATS = (

@@ -159,13 +159,13 @@ class ShortBadWordsIgnored(ChangedRequest):
         return replace(request, bad_word_ids=tuple(word for word in request.bad_word_ids if len(word) > 1))
 
 
-@fault("knobs.bad-words-of-several-tokens", "bad words of several tokens are ignored", base="reference")
+@fault("knobs.bad-words-of-several-tokens", "bad words of several tokens are ignored")
 class LongBadWordsIgnored(ChangedRequest):
     def change(self, request: TokenRequest) -> TokenRequest:
         return replace(request, bad_word_ids=tuple(word for word in request.bad_word_ids if len(word) == 1))
 
 
-@fault("knobs.bad-words-of-several-tokens", "every token of a bad word is banned by itself", base="reference")
+@fault("knobs.bad-words-of-several-tokens", "every token of a bad word is banned by itself")
 class BadTokens(ChangedRequest):
     def change(self, request: TokenRequest) -> TokenRequest:
         return replace(request, bad_word_ids=tuple((token,) for word in request.bad_word_ids for token in word))

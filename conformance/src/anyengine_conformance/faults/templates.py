@@ -164,6 +164,11 @@ class AnySize(_Unguarded):
     attack = "size"
 
 
+@fault("templates.loops-are-stopped", "a loop of any length is run")
+class AnyLength(_Unguarded):
+    attack = "loop"
+
+
 @fault("templates.own-words-are-told", "the template's words are lost")
 class WordsLost(BrokenEngine):
     async def generate(self, prompt: Any = None, **options: Any) -> Any:
