@@ -114,7 +114,6 @@ async def test_int8_changes_logits_and_draft_models_do_not(bytes_folder: Path, p
         ({"native": {"x": 1}}, UnsupportedParameter, "native"),
         ({"lora": {"adapters": {"a": "somewhere"}}}, UnsupportedParameter, "lora"),
         ({"seed": 3}, UnsupportedParameter, "seed"),
-        ({"env": {"A": "b"}}, UnsupportedParameter, "env"),
         ({"trust_remote_code": True}, UnsupportedParameter, "trust_remote_code"),
         ({"parallel": {"tensor": 2}}, UnsupportedParameter, "parallel.tensor"),
         ({"kv_cache": {"dtype": "fp8"}}, UnsupportedParameter, "kv_cache.dtype"),
