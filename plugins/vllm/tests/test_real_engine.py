@@ -46,7 +46,7 @@ async def test_stream_and_generate_give_the_same_tokens(engine):
     assert [token for chunk in chunks for token in chunk.token_ids] == whole.token_ids
     assert "".join(chunk.text for chunk in chunks) == whole.text
     assert [chunk.finish is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
-    assert len(chunks) > 8
+    assert len(chunks) > 1  # how many depends on how quick the reader is
 
 
 async def test_a_chat_is_answered(engine):
