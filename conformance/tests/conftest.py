@@ -47,7 +47,7 @@ def make_runner() -> Iterator[Callable[..., Runner]]:
 
     def make(target: Any = None, *, settings: Settings | None = None, grace: float = 0.5, **options: Any) -> Runner:
         runner = Runner(
-            settings or Settings(engine="simulated", load_timeout=5.0),
+            settings or Settings(engine="simulated", oracle="simulated", load_timeout=5.0),
             target=target or PluginTarget(SimulatedPlugin()),
             bench=Bench(grace=grace),
             **options,

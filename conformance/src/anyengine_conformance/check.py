@@ -177,15 +177,20 @@ def _import_families() -> None:
 
 
 def all_checks() -> list[Check]:
-    """Every check of the suite, in the order of families and, within one, as they are written."""
+    """Every check of the suite, by family and, within one, as they are written: whichever was imported first."""
     _import_families()
-    return sorted(_checks.values(), key=lambda made: list(_families).index(made.family))
+    return sorted(_checks.values(), key=_place)
+
+
+def _place(made: Check) -> tuple[str, str, int]:
+    code = made.function.__code__
+    return made.family, made.function.__module__, code.co_firstlineno
 
 
 def variants() -> dict[str, Variant]:
-    """Every configuration variant by name."""
+    """Every configuration variant by name, the default first."""
     _import_families()
-    return dict(_variants)
+    return dict(sorted(_variants.items(), key=lambda item: (item[0] != "default", item[0])))
 
 
 def family_title(name: str) -> str:
