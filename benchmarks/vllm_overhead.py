@@ -1,6 +1,6 @@
 """What the uniform API costs on top of vLLM: the same requests through its own ``AsyncLLM`` and through ``Engine``.
 
-    ENVIRONMENT/bin/python benchmarks/vllm_overhead.py MODEL [--pairs 10] [--concurrency 256] [--json out]
+    ENVIRONMENT/bin/python benchmarks/vllm_overhead.py MODEL [--pairs 10] [--rounds 3] [--json out]
 
 Runs under an interpreter that has vLLM and ``anyengine-vllm``, because two of the three subjects live in this process:
 
@@ -8,7 +8,7 @@ Runs under an interpreter that has vLLM and ``anyengine-vllm``, because two of t
 * ``here``: ``Engine`` with ``isolation="none"``
 * ``worker``: ``Engine`` with ``isolation="process"``
 
-All three are loaded side by side, each with its share of the device, and take turns; what waits costs nothing. Requests
+All three are loaded side by side, each with its own small cache, and take turns; what waits costs nothing. Requests
 are token ids, sampled at temperature 1 without a seed (seeds change vLLM's sampler), and end after exactly ``--tokens``
 tokens. Speed alone varies by several percent between runs, so every figure is a ratio, or a difference, within a pair,
 and its median over pairs with a 95% interval.
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import itertools
 import json
 import statistics
@@ -98,47 +99,58 @@ class Uniform:
 async def load(options: argparse.Namespace) -> dict[str, Native | Uniform]:
     """The three subjects, side by side."""
     from vllm import AsyncEngineArgs, SamplingParams  # noqa: PLC0415 after the arguments were read
+    from vllm.platforms import current_platform  # noqa: PLC0415
     from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415
     from vllm.v1.engine.async_llm import AsyncLLM  # noqa: PLC0415
 
-    share = {"kv_cache_memory_bytes": options.cache_gib * 2**30}
-    fraction = options.fraction
     common: dict[str, Any] = {"model": options.model, "max_model_len": options.context, "dtype": "bfloat16"}
+    capacity = options.concurrency * options.context
+    config = EngineConfig(
+        **common,
+        # In tokens, so that the three share a device.
+        kv_cache=KVCacheConfig(capacity_tokens=capacity),
+        scheduling=SchedulingConfig(max_num_seqs=options.concurrency),
+        execution="eager" if options.eager else "auto",
+    )
+    here, worker = await asyncio.gather(
+        *(
+            asyncio.ensure_future(_loaded(config.model_copy(update={"isolation": isolation})))
+            for isolation in ("none", "process")
+        )
+    )
+    cuda = current_platform.is_cuda()
+    block_size = 16 if cuda else 128
     args = AsyncEngineArgs(
         **common,
         max_num_seqs=options.concurrency,
         generation_config="vllm",
         enforce_eager=options.eager,
-        **(share if fraction is None else {"gpu_memory_utilization": fraction}),
+        block_size=block_size,
+        num_gpu_blocks_override=-(-capacity // block_size) + 1,
+        kv_cache_memory_bytes=2**26,
+        **({"gpu_memory_utilization": 0.001} if cuda else {}),
     )
     native = Native(AsyncLLM.from_engine_args(args), SamplingParams, RequestOutputKind)
-    cache = (
-        KVCacheConfig(capacity_tokens=options.concurrency * options.context)
-        if fraction is None
-        else KVCacheConfig(gpu_memory_fraction=fraction)
-    )
-    config = EngineConfig(
-        **common,
-        kv_cache=cache,
-        scheduling=SchedulingConfig(max_num_seqs=options.concurrency),
-        execution="eager" if options.eager else "auto",
-    )
-    here = await Engine.load("vllm", config=config.model_copy(update={"isolation": "none"}))
-    worker = await Engine.load("vllm", config=config.model_copy(update={"isolation": "process"}))
-    return {"native": native, "here": Uniform(here), "worker": Uniform(worker)}
+    return {"native": native, "here": here, "worker": worker}
+
+
+async def _loaded(config: EngineConfig) -> Uniform:
+    return Uniform(await Engine.load("vllm", config=config))
 
 
 def prompts(count: int, salt: int) -> list[list[int]]:
     """Prompts that share no prefix, with each other or with earlier ones."""
     return [
-        [1000 + (salt * 977 + i * 31 + j * (salt + 7)) % 20_000 for j in range(PROMPT_TOKENS)] for i in range(count)
+        [100 + (salt * 977 + i * 31 + j * (salt + 7)) % 3_900 for j in range(PROMPT_TOKENS)] for i in range(count)
     ]
 
 
 async def seconds(call: Callable[..., Awaitable[Any]], options: argparse.Namespace, salt: int) -> float:
     """How long so many concurrent requests take."""
+    given = prompts(options.concurrency, salt)
+    gc.collect()
     started = perf_counter()
-    done = await asyncio.gather(*(call(prompt, options.tokens) for prompt in prompts(options.concurrency, salt)))
+    done = await asyncio.gather(*(call(prompt, options.tokens) for prompt in given))
     spent = perf_counter() - started
     assert {count if isinstance(count, int) else count[0] for count in done} == {options.tokens}
     return spent
@@ -151,38 +163,57 @@ async def first_token(subject: Native | Uniform, salt: int) -> float:
     return first
 
 
-async def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Every figure."""
+class Samples:
+    """What was measured, a value a pair."""
+
+    def __init__(self) -> None:
+        self.ratios: dict[str, list[float]] = {f"{name}.{how}": [] for name in BARS for how in ("generate", "stream")}
+        self.added: dict[str, list[float]] = {name: [] for name in BARS}
+        self.speeds: list[float] = []
+
+    def figures(self) -> dict[str, Any]:
+        """Medians with their intervals, and the values of all pairs."""
+        return {
+            "native_tokens_per_second": interval(self.speeds),
+            "throughput_ratio": {
+                name: interval(values) | dict(zip(("bar", "bar_low"), BARS[name.split(".")[0]], strict=True))
+                for name, values in self.ratios.items()
+            },
+            "added_ms_to_first_token": {
+                name: interval(values) | {"bar": FIRST_TOKEN_MS} for name, values in self.added.items()
+            },
+            "pairs": {"throughput_ratio": self.ratios, "added_ms_to_first_token": self.added},
+        }
+
+
+async def measure(options: argparse.Namespace, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Every figure; `keep` gets those so far after each pair."""
     subjects = await load(options)
     salts = itertools.count(1)
     for subject in subjects.values():
         await seconds(subject.generate, options, next(salts))
         await seconds(subject.stream, options, next(salts))
-    ratios: dict[str, list[float]] = {f"{name}.{how}": [] for name in BARS for how in ("generate", "stream")}
-    added: dict[str, list[float]] = {name: [] for name in BARS}
-    speeds: list[float] = []
+    gc.freeze()
+    samples = Samples()
     for pair in range(options.pairs):
         order = list(subjects) if pair % 2 == 0 else list(reversed(subjects))
         for how in ("generate", "stream"):
-            spent = {name: await seconds(getattr(subjects[name], how), options, next(salts)) for name in order}
-            speeds.append(options.concurrency * options.tokens / spent["native"])
+            spent = dict.fromkeys(subjects, 0.0)
+            # Turn by turn, so that what changes the machine's speed meanwhile meets all of them.
+            for name in order * options.rounds:
+                spent[name] += await seconds(getattr(subjects[name], how), options, next(salts))
+            samples.speeds.append(options.rounds * options.concurrency * options.tokens / spent["native"])
             for name in BARS:
-                ratios[f"{name}.{how}"].append(spent["native"] / spent[name])
+                samples.ratios[f"{name}.{how}"].append(spent["native"] / spent[name])
         firsts: dict[str, list[float]] = {name: [] for name in subjects}
         for name in order * options.probes:
             firsts[name].append(await first_token(subjects[name], next(salts)))
         for name in BARS:
-            added[name].append((statistics.median(firsts[name]) - statistics.median(firsts["native"])) * 1e3)
+            samples.added[name].append((statistics.median(firsts[name]) - statistics.median(firsts["native"])) * 1e3)
+        keep(samples.figures())
     for subject in subjects.values():
         await subject.close()
-    return {
-        "native_tokens_per_second": interval(speeds),
-        "throughput_ratio": {
-            name: interval(values) | dict(zip(("bar", "bar_low"), BARS[name.split(".")[0]], strict=True))
-            for name, values in ratios.items()
-        },
-        "added_ms_to_first_token": {name: interval(values) | {"bar": FIRST_TOKEN_MS} for name, values in added.items()},
-    }
+    return samples.figures()
 
 
 def report(figures: dict[str, Any]) -> bool:
@@ -208,21 +239,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder or hub id")
     parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3, help="times that all requests are sent, for one figure")
     parser.add_argument("--concurrency", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--probes", type=int, default=50, help="single requests a pair, for the first token")
-    parser.add_argument("--fraction", type=float, help="share of the device for each engine; leave out on a CPU")
-    parser.add_argument("--cache-gib", type=int, default=1, help="the native engine's cache on a CPU")
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    figures = asyncio.run(measure(options))
-    met = report(figures)
-    if options.json:
-        settings = {name: value for name, value in vars(options).items() if name not in ("json", "model")}
-        document = {"environment": environment(), "settings": settings, "figures": figures}
-        options.json.write_text(json.dumps(document, indent=2) + "\n")
+    settings = {name: value for name, value in vars(options).items() if name not in ("json", "model")}
+
+    def keep(figures: dict[str, Any]) -> None:
+        if options.json:
+            document = {"environment": environment(), "settings": settings, "figures": figures}
+            options.json.write_text(json.dumps(document, indent=2) + "\n")
+
+    met = report(asyncio.run(measure(options, keep)))
     raise SystemExit(0 if met else 1)
 
 

@@ -16,6 +16,7 @@ __all__ = ["Capture"]
 _KEPT = 16 * 1024
 _BLOCK = 64 * 1024
 _LINES = 40
+_MARK = b"\x00taken\x00"
 
 
 class Capture:
@@ -36,7 +37,7 @@ class Capture:
         self.stderr: TextIO = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="replace")
         self._tail = b""
         self._dropped = 0
-        self._lock = threading.Lock()
+        self._came = threading.Condition()
         read, write = os.pipe()
         self._read = read
         for descriptor in (1, 2):
@@ -48,17 +49,21 @@ class Capture:
 
     def _drain(self) -> None:
         while block := os.read(self._read, _BLOCK):
-            with self._lock:
+            with self._came:
                 whole = self._tail + block
                 self._tail = whole[-_KEPT:]
                 self._dropped += len(whole) - len(self._tail)
+                self._came.notify_all()
 
     def take(self) -> str:
         """The last lines since this was asked last."""
         sys.stdout.flush()
         sys.stderr.flush()
-        with self._lock:
-            tail, self._tail = self._tail, b""
+        # Behind all that was written so far: once it has come, so has the rest.
+        os.write(1, _MARK)
+        with self._came:
+            self._came.wait_for(lambda: _MARK in self._tail, timeout=1.0)
+            tail, self._tail = self._tail.replace(_MARK, b""), b""
             dropped, self._dropped = self._dropped, 0
         lines = tail.decode("utf-8", "replace").splitlines()
         cut = dropped or len(lines) > _LINES

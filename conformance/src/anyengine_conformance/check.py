@@ -23,6 +23,8 @@ Function = "Callable[[Context], Awaitable[None]]"
 
 #: The configuration variant of checks that load engines of their own.
 OWN = "own"
+#: The variant without changes.
+DEFAULT = "default"
 _ID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*\.[a-z0-9]+(-[a-z0-9]+)*")
 _MOST_MUST = 200
 
@@ -81,7 +83,7 @@ class Check:
 
 
 _checks: dict[str, Check] = {}
-_variants: dict[str, Variant] = {"default": Variant("default"), OWN: Variant(OWN)}
+_variants: dict[str, Variant] = {DEFAULT: Variant(DEFAULT), OWN: Variant(OWN)}
 _families: dict[str, str] = {}
 
 
@@ -123,7 +125,7 @@ def check(
     advice: str,
     tier: Tier = "core",
     needs: tuple[str, ...] = (),
-    variant: str = "default",
+    variant: str = DEFAULT,
     deadline: float = 30.0,
     since: str = "0.1",
     tolerance: str = "",
@@ -190,7 +192,7 @@ def _place(made: Check) -> tuple[str, str, int]:
 def variants() -> dict[str, Variant]:
     """Every configuration variant by name, the default first."""
     _import_families()
-    return dict(sorted(_variants.items(), key=lambda item: (item[0] != "default", item[0])))
+    return dict(sorted(_variants.items(), key=lambda item: (item[0] != DEFAULT, item[0])))
 
 
 def family_title(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from anyengine.cli.output import Output, common_options
 from click.exceptions import Exit
 
 if TYPE_CHECKING:
+    from anyengine_conformance.check import Check
     from anyengine_conformance.results import Report
     from anyengine_conformance.settings import ExpectedFailure, Settings
 
@@ -62,40 +64,33 @@ def list_(output: Output, /, only: tuple[str, ...]) -> None:
 @click.option("--only", multiple=True, metavar="FAMILY|CHECK", help="Only these; may be repeated.")
 @click.option("--report", "report_file", type=_FILE, help="Write the report as JSON.")
 @click.option("--html", "html_file", type=_FILE, help="Write the report as a page.")
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes at once, each with engines of its own.",
+)
 @click.option("--time-factor", type=click.FloatRange(min=0, min_open=True), help="Stretch every deadline by this.")
 @click.option("-v", "--verbose", is_flag=True, help="Every check with its reason.")
 @common_options
 @click.pass_obj
-def run(output: Output, /, engine: str | None, only: tuple[str, ...], verbose: bool, **options: Any) -> None:  # noqa: FBT001 click calls it
+def run(output: Output, /, engine: str | None, only: tuple[str, ...], **options: Any) -> None:
     """Run the suite against ENGINE, or against what --config names."""
-    from anyengine_conformance.capture import Capture  # noqa: PLC0415 heavy for `--help`
-    from anyengine_conformance.progress import Progress, summary  # noqa: PLC0415
-    from anyengine_conformance.runner import Runner, select  # noqa: PLC0415
+    from anyengine_conformance.progress import summary  # noqa: PLC0415 heavy for `--help`
+    from anyengine_conformance.runner import select  # noqa: PLC0415
 
     if options["seed"] is not None and options["profile"] == "certify":
         raise click.UsageError("--seed belongs to --profile explore; certify always draws the same")
     settings = _settings(engine, options)
     expected = _expected(settings, options["xfails"])
     checks = select(only)
-    with Capture() as capture:
-        live = capture.stderr.isatty() and not output.json
-        progress = Progress(
-            capture.stderr if output.json or live else capture.stdout, capture, verbose=verbose, live=live
-        )
-        runner = Runner(
-            settings,
-            profile=options["profile"],
-            seed=options["seed"],
-            expected={name: entry for name, entry in expected.items() if name in {made.id for made in checks}},
-            listener=progress,
-            base=_repeat(engine, options),
-        )
-        try:
-            runner.open()
-            report = runner.run(checks)
-        finally:
-            runner.close()
-            progress.close()
+    base = _repeat(engine, options)
+    if options["jobs"] > 1:
+        report = _parallel(output, checks, base, options)
+    else:
+        report = _alone(output, settings, expected, checks, base, options)
     _write(report, options["report_file"], options["html_file"])
     if output.json:
         output.document(report)
@@ -103,6 +98,50 @@ def run(output: Output, /, engine: str | None, only: tuple[str, ...], verbose: b
         output.text("\n" + summary(report))
     if not report.good:
         raise Exit(1)
+
+
+def _alone(
+    output: Output,
+    settings: Settings,
+    expected: dict[str, ExpectedFailure],
+    checks: list[Check],
+    base: list[str],
+    options: dict[str, Any],
+) -> Report:
+    """Run in this process."""
+    from anyengine_conformance.capture import Capture  # noqa: PLC0415 heavy for `--help`
+    from anyengine_conformance.progress import Progress  # noqa: PLC0415
+    from anyengine_conformance.runner import Runner  # noqa: PLC0415
+
+    with Capture() as capture:
+        live = capture.stderr.isatty() and not output.json
+        stream = capture.stderr if output.json or live else capture.stdout
+        progress = Progress(stream, capture, verbose=options["verbose"], live=live)
+        runner = Runner(
+            settings,
+            profile=options["profile"],
+            seed=options["seed"],
+            expected={name: entry for name, entry in expected.items() if name in {made.id for made in checks}},
+            listener=progress,
+            base=base,
+        )
+        try:
+            runner.open()
+            return runner.run(checks)
+        finally:
+            runner.close()
+            progress.close()
+
+
+def _parallel(output: Output, checks: list[Check], base: list[str], options: dict[str, Any]) -> Report:
+    """Run in several processes."""
+    from anyengine_conformance.shards import run_shards  # noqa: PLC0415 heavy for `--help`
+
+    words = [*base, *(["--verbose"] if options["verbose"] else [])]
+    if options["profile"] == "explore":
+        seed = options["seed"]
+        words += ["--seed", str(time.time_ns() % 2**31 if seed is None else seed)]  # one for all of them
+    return run_shards(words, checks, options["jobs"], lambda line: click.echo(line, err=output.json))
 
 
 def _settings(engine: str | None, options: dict[str, Any]) -> Settings:

@@ -14,7 +14,7 @@ from anyengine import EngineDied, EngineUnresponsive, InvalidConfig
 
 from anyengine_conformance import environment
 from anyengine_conformance.bench import Bench, Hung, Overran
-from anyengine_conformance.check import OWN, all_checks, variants
+from anyengine_conformance.check import DEFAULT, OWN, all_checks, variants
 from anyengine_conformance.oracle import EngineOracle
 from anyengine_conformance.report import signed
 from anyengine_conformance.results import Report, Result, SubjectFacts, Suite
@@ -183,7 +183,7 @@ class Runner:
     async def _open_oracle(self) -> Oracle:
         if self._oracle is None:
             if self._garage.model_path is None:
-                await self._garage.engine("default")
+                await self._garage.engine(DEFAULT)
             self._oracle = await EngineOracle.load(self.settings.oracle, str(self._garage.model_path))
         return self._oracle
 
@@ -214,7 +214,7 @@ class Runner:
             result.advice, result.example = violation.advice or made.advice, violation.example
         log = self._listener.written()
         if not result.good:
-            result.log = log
+            result.log = "\n".join(filter(None, (verdict.log, log)))
         if entry is not None:
             _against(result, entry)
         return result
@@ -240,7 +240,8 @@ class Runner:
             return verdict
         except (EngineDied, EngineUnresponsive) as error:
             self._drop(lost=False)
-            return Verdict("error", reason=f"the engine is gone: {type(error).__name__}: {error}")
+            reason = f"the engine is gone: {type(error).__name__}: {error}"
+            return Verdict("error", reason=reason, log="\n".join(error.log_tail))
         except Exception as error:  # noqa: BLE001 a mistake of the suite is a result too, and the run goes on
             self._drop(lost=False)
             return Verdict("error", reason=f"the suite's own mistake: {type(error).__name__}: {error}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from anyengine import AnyEngineError, EngineDied, EngineUnresponsive
 
-from anyengine_conformance.check import OWN, variants
+from anyengine_conformance.check import DEFAULT, OWN, variants
 from anyengine_conformance.context import Context
 from anyengine_conformance.needs import conflicting, declared, parse, reported
 from anyengine_conformance.refusals import negative, refuse_together
@@ -36,6 +36,7 @@ class Verdict:
     reason: str = ""
     violation: Violation | None = None
     seed: int = 0
+    log: str = ""
 
 
 class Session:
@@ -63,14 +64,14 @@ class Session:
         if lacking:
             return Verdict("not-run", reason=lacking)
         engine = await self._garage.engine(made.variant)
-        if made.variant == "default":
+        if made.variant == DEFAULT:
             self._loaded = engine.capabilities
         return engine
 
     async def _before_load(self) -> Capabilities:
         """What is declared for configurations: by the default variant where it was loaded, else in general."""
         if self._loaded is None and self._garage.described is None:
-            self._loaded = (await self._garage.engine("default")).capabilities
+            self._loaded = (await self._garage.engine(DEFAULT)).capabilities
         known = self._loaded or self._garage.described
         assert known is not None  # noqa: S101 one of the two was just learnt
         return known

@@ -34,11 +34,18 @@ def place(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def small(place: dict[str, Any]) -> dict[str, Any]:
-    """Configuration for a small machine: nothing compiled, a small cache, exact weights."""
+def small(place: dict[str, Any], request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Configuration for a small machine: not compiled, a small cache, exact weights; or as ``--vllm-config`` says."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    return {**place, "execution": "eager", "dtype": "float32"}
+    changes = json.loads(request.config.getoption("--vllm-config"))
+    return {**place, "execution": "eager", "dtype": "float32", "kv_cache": {"capacity_tokens": 8192}, **changes}
+
+
+@pytest.fixture(scope="session")
+def rounding(small: dict[str, Any]) -> float:
+    """Nats by which one distribution may differ, computed in two ways; for bf16 as the conformance suite caps it."""
+    return 1e-4 if small["dtype"] == "float32" else 0.25
 
 
 @pytest.fixture(scope="session")

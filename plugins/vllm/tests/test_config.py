@@ -45,6 +45,8 @@ MAPPED = [
     ({"kv_cache": {"capacity_tokens": 2048, "block_size": 32}}, "num_gpu_blocks_override", 65),
     ({"kv_cache": {"capacity_tokens": 2048}, "parallel": {"data": 2}}, "num_gpu_blocks_override", 65),
     ({"kv_cache": {"capacity_tokens": 500}}, "max_model_len", 500),
+    # So that a device that others use too is not asked for nine tenths of it.
+    ({"kv_cache": {"capacity_tokens": 2048}}, "gpu_memory_utilization", 0.001),
     ({"parallel": {"tensor": 2}}, "tensor_parallel_size", 2),
     ({"parallel": {"pipeline": 2}}, "pipeline_parallel_size", 2),
     ({"parallel": {"data": 2}}, "data_parallel_size", 2),
@@ -100,6 +102,13 @@ def test_what_the_engine_decides_is_left_out(arguments):
     values = arguments().values
     for name in ("max_model_len", "gpu_memory_utilization", "enforce_eager", "enable_prefix_caching", "quantization"):
         assert name not in values
+
+
+def test_on_a_cpu_prompts_are_computed_whole_unless_steps_are_asked_for(arguments):
+    assert arguments("cpu").values["enable_chunked_prefill"] is False
+    for scheduling in ({"max_num_batched_tokens": 64}, {"chunked_prefill": True}):
+        assert arguments("cpu", scheduling=scheduling).values.get("enable_chunked_prefill") in {None, True}
+    assert "enable_chunked_prefill" not in arguments("cuda").values
 
 
 def test_without_a_seed_each_start_has_another(arguments):

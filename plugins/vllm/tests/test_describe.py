@@ -77,12 +77,15 @@ def test_a_loaded_engine_declares_less():
     from anyengine import EngineConfig
 
     every = declared()
-    cpu = narrowed(EngineConfig(), device="cpu", vocab_size=300, prefix_caching=False)
+    cpu = narrowed(EngineConfig(), device="cpu", vocab_size=300, prefix_caching=False, chunked_prefill=False)
     assert (cpu.devices, cpu.sleep, cpu.embed, cpu.max_logprobs) == (frozenset({"cpu"}), False, False, 300)
     assert every.request - cpu.request == {"lora", "cache_salt"}
     assert (cpu.dynamic_lora, cpu.reset_prefix_cache) == (False, False)
     assert (cpu.determinism, cpu.quantization) == (frozenset(), frozenset())
-    embedding = narrowed(EngineConfig(task="embed"), device="cuda", vocab_size=300, prefix_caching=True)
+    chunks = {"vocab_size": 300, "prefix_caching": True, "chunked_prefill": True}
+    assert every.sampling - narrowed(EngineConfig(), device="cpu", **chunks).sampling == {"seed"}
+    assert narrowed(EngineConfig(), device="cuda", **chunks).sampling == every.sampling
+    embedding = narrowed(EngineConfig(task="embed"), device="cuda", **chunks)
     assert (embedding.embed, embedding.score, embedding.sampling) == (True, False, frozenset())
 
 

@@ -2,11 +2,14 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
-from anyengine.errors import Failure
+from anyengine import Structured
+from anyengine.errors import Failure, InvalidRequest
 from anyengine_vllm import outputs
 from anyengine_vllm.barrier import Barrier
 from anyengine_vllm.logs import ErrorLog, variables
 from anyengine_vllm.stats import StatsRecorder
+
+REQUEST = SimpleNamespace(prompt_token_ids=[1], structured=None)
 
 
 def _logprob(value):
@@ -28,20 +31,27 @@ def test_a_certainty_is_never_above_zero():
 
 
 def test_an_abort_comes_without_the_logprobs_of_earlier_tokens():
-    delta = outputs.delta(_output([], "abort", [{1: _logprob(-1.0)}] * 3), [1], None)
+    delta = outputs.delta(_output([], "abort", [{1: _logprob(-1.0)}] * 3), REQUEST, None)
     assert (delta.token_ids, delta.logprobs, delta.finish.reason) == ([], [], "abort")
 
 
 def test_a_delta_has_no_finish_and_the_last_one_has():
-    assert outputs.delta(_output([1]), [1], None).finish is None
-    finish = outputs.delta(_output([2], "stop", cached=16), [1], [None]).finish
+    assert outputs.delta(_output([1]), REQUEST, None).finish is None
+    finish = outputs.delta(_output([2], "stop", cached=16), REQUEST, [None]).finish
     assert (finish.reason, finish.cached_tokens, finish.prompt_logprobs) == ("stop", 16, [None])
 
 
 @pytest.mark.parametrize("reason", ["error", "repetition"])
 def test_other_reasons_are_failures(reason):
     with pytest.raises(Failure):
-        outputs.delta(_output([], reason), [1], None)
+        outputs.delta(_output([], reason), REQUEST, None)
+
+
+def test_a_constraint_that_is_given_up_is_named():
+    request = SimpleNamespace(prompt_token_ids=[1], structured=Structured(regex="(a{1,100}){1,100}"))
+    with pytest.raises(InvalidRequest) as caught:
+        outputs.delta(_output([], "error"), request, None)
+    assert caught.value.field == "structured.regex"
 
 
 def test_every_reason_of_every_version_is_known(contracts):

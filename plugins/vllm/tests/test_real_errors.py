@@ -50,7 +50,7 @@ async def test_an_unsupported_architecture_is_named(small, storyteller, tmp_path
 @pytest.mark.usefixtures("nothing_left")
 async def test_a_context_longer_than_the_models_is_refused(small, storyteller):
     with pytest.raises(InvalidConfig) as caught:
-        await Engine.load("vllm", str(storyteller), **small, max_model_len=100_000)
+        await Engine.load("vllm", str(storyteller), **small | {"kv_cache": {}}, max_model_len=100_000)
     assert caught.value.field == "max_model_len"
 
 
@@ -89,7 +89,7 @@ async def test_a_killed_core_fails_every_request_and_the_health_check(small, sto
     import psutil
 
     async with Engine.load(
-        "vllm", str(storyteller), **small, kv_cache={"capacity_tokens": 4096}, native={"stream_interval": 1}
+        "vllm", str(storyteller), **small | {"kv_cache": {"capacity_tokens": 4096}}, native={"stream_interval": 1}
     ) as engine:
         calls = [
             asyncio.create_task(

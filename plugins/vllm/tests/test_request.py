@@ -85,6 +85,9 @@ def test_a_salt_is_part_of_the_prompt():
         ({"regex": "a+"}, {"regex": "a+"}),
         ({"choice": ["a", "b"]}, {"choice": ["a", "b"]}),
         ({"grammar": 'start: "a"'}, {"grammar": 'start: "a"'}),
+        ({"grammar": 'start: "a"~1..3 b~ 2 ..4'}, {"grammar": 'start: "a"~1 .. 3 b~2 .. 4'}),
+        # In a string, a regular expression or a comment it is no range.
+        ({"grammar": 'start: "~1..3" /~1..3/ // ~1..3'}, {"grammar": 'start: "~1..3" /~1..3/ // ~1..3'}),
         ({"json_schema": False}, {"json": "false"}),
     ],
 )

@@ -20,6 +20,7 @@ from anyengine.errors import (
     PluginError,
 )
 from anyengine.loading import EngineLoading
+from anyengine.plain import plain_data
 from anyengine.stream import Stream
 
 if TYPE_CHECKING:
@@ -371,7 +372,10 @@ class Engine:
             messages: the chat.
             chat_template_kwargs: extra variables of the template.
         """
-        return await self._runtime.apply_chat_template(messages, chat_template_kwargs or {})
+        chat = plain_data(list(messages), "messages")
+        return await self._runtime.apply_chat_template(
+            chat, plain_data(chat_template_kwargs or {}, "chat_template_kwargs")
+        )
 
     # -- the engine as a whole --------------------------------------------------------------------
 

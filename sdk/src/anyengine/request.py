@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from anyengine._model import StrictModel, TokenIds, Words
 from anyengine.errors import InvalidRequest, ModelNotFound
+from anyengine.plain import plain_data
 
 __all__ = ["GenerateRequest", "Message", "Prompt", "RequestOptions", "SamplingParams", "Structured"]
 
@@ -193,13 +194,18 @@ def _kind_of_prompt(value: object) -> str | None:
 
 
 def _plain_messages(value: object) -> object:
-    """Any mapping is a message; what is kept is a dict."""
+    """Any mapping is a message; what is kept is plain data. Anything else would reach a worker as something else."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         return value
     messages = cast("Sequence[object]", value)
     return tuple(
-        dict(cast("Mapping[str, Any]", message)) if isinstance(message, Mapping) else message for message in messages
+        plain_data(message, f"messages[{index}]") if isinstance(message, Mapping) else message
+        for index, message in enumerate(messages)
     )
+
+
+def _plain_variables(value: dict[str, Any]) -> dict[str, Any]:
+    return plain_data(value, "chat_template_kwargs")
 
 
 class RequestOptions(TypedDict, total=False):
@@ -277,7 +283,7 @@ class GenerateRequest(StrictModel):
     priority: int = 0
     cache_salt: Annotated[str, Field(min_length=1)] | None = None
     timeout: Annotated[float, Field(gt=0)] | None = None
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_plain_variables)] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> GenerateRequest:

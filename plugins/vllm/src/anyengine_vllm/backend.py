@@ -105,7 +105,11 @@ class VllmBackend(Backend):
         vocab_size = int(model.get_vocab_size())
         return BackendInfo(
             capabilities=narrowed(
-                self._config, device=device, vocab_size=vocab_size, prefix_caching=self._prefix_caching
+                self._config,
+                device=device,
+                vocab_size=vocab_size,
+                prefix_caching=self._prefix_caching,
+                chunked_prefill=bool(self._llm.vllm_config.scheduler_config.enable_chunked_prefill),
             ),
             max_model_len=int(model.max_model_len),
             vocab_size=vocab_size,
@@ -183,7 +187,7 @@ class VllmBackend(Backend):
                     prompt_entries = output.prompt_logprobs
                 if output.finished:
                     self._live.discard(request.id)
-                yield outputs.delta(output, request.prompt_token_ids, prompt_entries)
+                yield outputs.delta(output, request, prompt_entries)
         except Exception as error:
             self._live.discard(request.id)
             raise self._mapped(error) from error

@@ -87,24 +87,16 @@ CONFLICTS = (
 #: Mapped, and never run by the authors of this package: see README.md.
 UNPROVEN = frozenset({
     "awq",
-    "batch-invariant",
     "bitsandbytes",
-    "compressed-tensors",
-    "cuda",
     "devices",
     "eagle",
     "eagle3",
-    "float16",
-    "fp8",
     "gptq",
-    "kv_cache.dtype",
     "mtp",
     "parallel.data",
     "parallel.expert",
     "parallel.pipeline",
     "parallel.tensor",
-    "run",
-    "sleep",
     "trust_remote_code",
 })  # fmt: skip
 
@@ -138,7 +130,9 @@ def declared() -> Capabilities:
     )
 
 
-def narrowed(config: EngineConfig, *, device: str, vocab_size: int, prefix_caching: bool) -> Capabilities:
+def narrowed(
+    config: EngineConfig, *, device: str, vocab_size: int, prefix_caching: bool, chunked_prefill: bool
+) -> Capabilities:
     """Of one loaded engine.
 
     Args:
@@ -146,6 +140,7 @@ def narrowed(config: EngineConfig, *, device: str, vocab_size: int, prefix_cachi
         device: ``cpu`` or ``cuda``.
         vocab_size: vLLM cannot list more alternatives than there are tokens.
         prefix_caching: as the engine decided.
+        chunked_prefill: likewise.
     """
     every = declared()
     cpu = device == "cpu"
@@ -155,8 +150,12 @@ def narrowed(config: EngineConfig, *, device: str, vocab_size: int, prefix_cachi
     if not prefix_caching:
         # Without a cache nothing is shared: a salt would be taken and mean nothing.
         request -= {"cache_salt"}
+    sampling = every.sampling
+    if chunked_prefill and versions.seeded_chunks_kill(device):
+        sampling -= {"seed"}
     narrow = replace(
         every,
+        sampling=sampling,
         devices=frozenset({device}),
         request=request,
         max_logprobs=min(MAX_LOGPROBS, vocab_size),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyengine.errors import InvalidConfig, ModelNotFound
 
+from anyengine_vllm import versions
 from anyengine_vllm.capabilities import MAX_LOGPROBS
 from anyengine_vllm.checks import check_device, check_embed, unsupported
 
@@ -29,6 +30,7 @@ _BLOCK_SIZE = {"cpu": 128, "cuda": 16}
 
 #: Small enough to be free on any machine.
 _PLACEHOLDER_BYTES = 64 * 2**20
+_PLACEHOLDER_FRACTION = 0.001
 
 #: vLLM hands its seed to NumPy, which takes no more than this.
 _SEEDS = 2**32
@@ -88,7 +90,7 @@ def engine_arguments(config: EngineConfig, model: ModelFiles, device: str) -> Ar
         "gpu_memory_utilization": config.kv_cache.gpu_memory_fraction,
         "max_num_seqs": config.scheduling.max_num_seqs,
         "max_num_batched_tokens": config.scheduling.max_num_batched_tokens,
-        "enable_chunked_prefill": config.scheduling.chunked_prefill,
+        "enable_chunked_prefill": _chunked_prefill(config, device),
         "kv_cache_dtype": None if config.kv_cache.dtype == "auto" else config.kv_cache.dtype,
         "enforce_eager": {"auto": None, "eager": True, "graph": False}[config.execution],
         "enable_sleep_mode": True if device == "cuda" else None,
@@ -135,14 +137,27 @@ def _max_model_len(config: EngineConfig, model: ModelFiles) -> int | None:
     return wanted
 
 
+def _chunked_prefill(config: EngineConfig, device: str) -> bool | None:
+    """As asked; where seeds and chunks do not go together seeds come first, unless the steps' size leaves no choice."""
+    wanted = config.scheduling.chunked_prefill
+    if wanted is None and config.scheduling.max_num_batched_tokens is None and versions.seeded_chunks_kill(device):
+        return False
+    return wanted
+
+
 def _blocks(config: EngineConfig, device: str, capacity: int) -> dict[str, Any]:
     """A capacity in tokens as vLLM counts it: in blocks of each copy of the model, one of which is never used."""
     block_size = config.kv_cache.block_size or _BLOCK_SIZE.get(device, _BLOCK_SIZE["cuda"])
     blocks = -(-capacity // (block_size * config.parallel.data)) + 1
-    values: dict[str, Any] = {"block_size": block_size, "num_gpu_blocks_override": blocks}
-    if device == "cpu":
-        # Without a size in bytes vLLM insists on a share of all memory, to take it. The number of blocks decides.
-        values["kv_cache_memory_bytes"] = _PLACEHOLDER_BYTES
+    values: dict[str, Any] = {
+        "block_size": block_size,
+        "num_gpu_blocks_override": blocks,
+        # Without a size in bytes vLLM insists on a share of all memory. The number of blocks decides.
+        "kv_cache_memory_bytes": _PLACEHOLDER_BYTES,
+    }
+    if device == "cuda":
+        # It still refuses to start where that share, by default nine tenths of the device, is not free.
+        values["gpu_memory_utilization"] = _PLACEHOLDER_FRACTION
     return values
 
 

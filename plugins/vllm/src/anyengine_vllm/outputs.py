@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from anyengine.backend import TokenDelta, TokenFinish
-from anyengine.errors import Failure
+from anyengine.errors import AnyEngineError, Failure, InvalidRequest
 from anyengine.outputs import FinishReason, TokenLogprobs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from anyengine.backend import TokenRequest
 
 __all__ = ["delta", "prompt_logprobs", "token_logprobs"]
 
@@ -40,17 +42,16 @@ def prompt_logprobs(
     ]
 
 
-def delta(
-    output: Any, prompt_ids: Sequence[int], prompt_entries: Sequence[Mapping[int, Any] | None] | None
-) -> TokenDelta:
+def delta(output: Any, request: TokenRequest, prompt_entries: Sequence[Mapping[int, Any] | None] | None) -> TokenDelta:
     """One of vLLM's outputs.
 
     Args:
         output: a ``RequestOutput`` with one sequence.
-        prompt_ids: the request's prompt.
+        request: what was asked for.
         prompt_entries: log-probabilities of the prompt, which vLLM gives with the first output only.
 
     Raises:
+        InvalidRequest: vLLM gave the request up, and its constraint is why.
         Failure: vLLM gave the request up.
     """
     sequence = output.outputs[0]
@@ -64,7 +65,7 @@ def delta(
         return TokenDelta(token_ids, logprobs)
     reason = _REASONS.get(sequence.finish_reason)
     if reason is None:
-        raise Failure(f"vLLM ended the request with reason {sequence.finish_reason!r}; its log says why")
+        raise _given_up(request, sequence.finish_reason)
     cached = output.num_cached_tokens
     return TokenDelta(
         token_ids,
@@ -72,6 +73,19 @@ def delta(
         TokenFinish(
             reason,
             cached_tokens=None if cached is None or cached < 0 else cached,
-            prompt_logprobs=None if prompt_entries is None else prompt_logprobs(prompt_ids, prompt_entries),
+            prompt_logprobs=None
+            if prompt_entries is None
+            else prompt_logprobs(request.prompt_token_ids, prompt_entries),
         ),
+    )
+
+
+def _given_up(request: TokenRequest, reason: str) -> AnyEngineError:
+    """Why is not said; with a constraint it is that constraint, whose compiler ran into one of its bounds."""
+    if request.structured is None:
+        return Failure(f"vLLM ended the request with reason {reason!r}; its log says why")
+    field = f"structured.{request.structured.kind}"
+    return InvalidRequest(
+        f"{field}: vLLM could not follow it to the end, and ended the request with reason {reason!r}; make it simpler",
+        field=field,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Literal
 
 from anyengine.errors import InvalidRequest, UnsupportedParameter
@@ -25,6 +26,9 @@ HIGHEST_TEMPERATURE = 2.0
 #: regular expressions. With vLLM's own setting any number of spaces may stand anywhere, and a small model may never
 #: come to the next part.
 _WHITESPACE = {"whitespace_flexible": False, "item_separator": r",( |\n {0,16})?", "key_separator": ": ?"}
+
+#: Of a grammar in Lark's notation: strings, regular expressions and comments as they are, and ranges with both ends.
+_LARK = re.compile(r'"(?:\\.|[^"\\])*"|/(?!/)(?:\\.|[^/\\])+/|//[^\n]*|~\s*(\d+)\s*\.\.\s*(\d+)')
 
 #: Sizes of the sampler's tables in vLLM's second model runner: field → most entries.
 _TABLES = {"sampling.allowed_token_ids": 1024, "sampling.logit_bias": 1024, "stop_token_ids": 128}
@@ -97,7 +101,12 @@ def structured(library: Library, wanted: Structured) -> Any:
         return library.structured(choice=list(wanted.choice))
     if wanted.regex is not None:
         return library.structured(regex=wanted.regex)
-    return library.structured(grammar=wanted.grammar)
+    return library.structured(grammar=_spaced_ranges(wanted.grammar or ""))
+
+
+def _spaced_ranges(grammar: str) -> str:
+    """The grammar with room around the dots of ``~1..3``, which older compilers read as the number ``1.``."""
+    return _LARK.sub(lambda found: f"~{found[1]} .. {found[2]}" if found[1] else found[0], grammar)
 
 
 def _bounded_whitespace(schema: dict[str, Any] | Literal[True]) -> dict[str, Any]:

@@ -104,6 +104,7 @@ def _build(config: EngineConfig, model: ModelFiles, log: ErrorLog, before: set[B
     recorder = StatsRecorder()
     with variables(arguments.environment | log.configuration(library.logging)):
         vllm_config = library.engine_args(**arguments.values).create_engine_config()
+        _check_adapters(config, device, str(vllm_config.model_config.dtype))
         llm = library.async_llm.from_vllm_config(
             vllm_config, stat_loggers=[make_stat_logger(library.stat_logger, recorder)], disable_log_stats=True
         )
@@ -142,6 +143,14 @@ def _check_process(config: EngineConfig, library: Library) -> None:
             "determinism: vLLM's batch-invariant kernels need a GPU of compute capability 9.0 or more",
             field="determinism",
             supported={"none"},
+        )
+
+
+def _check_adapters(config: EngineConfig, device: str, dtype: str) -> None:
+    if config.lora is not None and device == "cuda" and dtype == "torch.float32":
+        raise UnsupportedParameter(
+            "lora: on a GPU vLLM computes adapters in 16 bits only; load with dtype='bfloat16' or 'float16'",
+            field="lora",
         )
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "missing_parts",
     "parse",
     "quantization",
+    "seeded_chunks_kill",
     "unavailable",
 ]
 
@@ -75,7 +76,8 @@ def unavailable() -> str | None:
 def quantization(found: str | None) -> frozenset[str]:
     """Schemes that vLLM takes while loading: ``fp8`` makes them of any checkpoint, the rest name a checkpoint's own."""
     schemes = {"awq", "compressed-tensors", "fp8", "gptq"}
-    if found is None or parse(found)[:2] <= _LAST_WITH_BITSANDBYTES:
+    if found is None or (parse(found)[:2] <= _LAST_WITH_BITSANDBYTES and find_spec("bitsandbytes") is not None):
+        # A package of its own, which vLLM does not bring.
         schemes.add("bitsandbytes")
     return frozenset(schemes)
 
@@ -99,6 +101,14 @@ def greedy_speculation_only(device: str) -> bool:
 
     On a CPU vLLM 0.32 verifies drafts with a temperature that was never written (its ``expand`` kernel works on integer
     copies of what it is given), and dies of ``top_k`` in a step without drafts. 0.25.1 and 0.33 were not tried.
+    """
+    return device == "cpu"
+
+
+def seeded_chunks_kill(device: str) -> bool:
+    """Whether a seeded request whose prompt is computed in chunks ends the engine.
+
+    vLLM (0.25.1 and 0.32) takes the draw for a chunk back by the generator's offset, which torch has on GPUs only.
     """
     return device == "cpu"
 

@@ -10,8 +10,9 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from anyengine.errors import InvalidConfig, InvalidRequest
+from anyengine.plain import plain_data
 from anyengine.text.budget import Budget, BudgetExceededError
-from anyengine.text.messages import check_kwargs, check_messages, plain_data
+from anyengine.text.messages import check_kwargs, check_messages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,0 +1,150 @@
+"""One run in several processes at once: each loads engines of its own, and their reports become one.
+
+Most of a run against a real engine is loading, some fifty times; a device has room for several small engines.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from anyengine import AnyEngineError
+from msgspec.structs import replace
+
+from anyengine_conformance.check import DEFAULT, OWN, all_checks
+from anyengine_conformance.report import read_report, signed
+from anyengine_conformance.results import OUTCOMES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from anyengine_conformance.check import Check
+    from anyengine_conformance.results import Report
+
+__all__ = ["ShardFailed", "merged", "run_shards", "split"]
+
+#: A load takes about as long as so many checks.
+_LOAD = 12
+
+
+class ShardFailed(AnyEngineError):
+    """A process of a run ended without a report."""
+
+
+def split(checks: Sequence[Check], jobs: int) -> list[list[Check]]:
+    """Checks for each process, about as much work for each: the largest pieces first, each to who has least.
+
+    A piece is what shares a load: the checks of a variant; each that loads for itself; and of the default variant,
+    which every process has, a family.
+    """
+    pieces: dict[tuple[str, str], list[Check]] = {}
+    for made in checks:
+        within = {OWN: made.id, DEFAULT: made.family}.get(made.variant, "")
+        pieces.setdefault((made.variant, within), []).append(made)
+    weights = {key: len(piece) + (0 if key[0] == DEFAULT else _LOAD) for key, piece in pieces.items()}
+    shards: list[list[Check]] = [[] for _ in range(jobs)]
+    loads = [0] * jobs
+    for key in sorted(pieces, key=lambda key: (-weights[key], key)):
+        least = loads.index(min(loads))
+        shards[least] += pieces[key]
+        loads[least] += weights[key]
+    return [shard for shard in shards if shard]
+
+
+def merged(reports: Sequence[Report], duration: float) -> Report:
+    """One report of several that are about the same engine, in the suite's order.
+
+    Raises:
+        ShardFailed: they are not of the same run, or have a check twice.
+    """
+    first = reports[0]
+    every = [made.id for made in all_checks()]
+    results = {result.id: result for report in reports for result in report.results}
+    if len(results) != sum(len(report.results) for report in reports):
+        raise ShardFailed("the reports to merge have a check in common")
+    for report in reports:
+        if replace(report.suite, complete=False) != replace(first.suite, complete=False):
+            raise ShardFailed(f"the reports to merge are of different suites: {report.suite} and {first.suite}")
+    known = next((report.subject for report in reports if report.subject.capabilities is not None), first.subject)
+    return signed(
+        replace(
+            first,
+            started=min(report.started for report in reports),
+            duration=round(duration, 3),
+            suite=replace(first.suite, complete=len(results) == len(every)),
+            subject=known,
+            results=[results[name] for name in every if name in results],
+        )
+    )
+
+
+def run_shards(base: Sequence[str], checks: Sequence[Check], jobs: int, say: Callable[[str], None]) -> Report:
+    """Run them in so many processes, and say what each writes, line by line.
+
+    Args:
+        base: the command line of ``anyengine conformance run …`` without ``--only`` and ``--report``.
+        checks: which.
+        jobs: processes at once, at most.
+        say: hears every line.
+
+    Raises:
+        ShardFailed: a process ended without a report; says its last lines.
+    """
+    began = time.monotonic()
+    with TemporaryDirectory(prefix="anyengine-conformance-") as folder:
+        shards = [
+            _Shard(base, shard, Path(folder) / f"{number}.json", say)
+            for number, shard in enumerate(split(checks, jobs))
+        ]
+        try:
+            reports = [shard.report() for shard in shards]
+        finally:
+            for shard in shards:
+                shard.end()
+        return merged(reports, time.monotonic() - began)
+
+
+class _Shard:
+    """A process, and a thread that reads what it writes."""
+
+    def __init__(self, base: Sequence[str], checks: Sequence[Check], file: Path, say: Callable[[str], None]) -> None:
+        only = [word for made in checks for word in ("--only", made.id)]
+        command = [sys.executable, "-m", *base, *only, "--report", str(file)]
+        self._file = file
+        self._say = say
+        self._tail: deque[str] = deque(maxlen=20)
+        self._process = subprocess.Popen(  # noqa: S603 this very program
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, bufsize=1
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self._process.stdout or ():
+            # Its summary is of a part; the one that matters comes at the end.
+            if line.split(" ", 1)[0] in OUTCOMES:
+                self._say(line.rstrip("\n"))
+            self._tail.append(line)
+
+    def report(self) -> Report:
+        status = self._process.wait()
+        self._reader.join()
+        if not self._file.exists():
+            raise ShardFailed(f"a process of the run ended with status {status} and no report:\n{''.join(self._tail)}")
+        return read_report(self._file)
+
+    def end(self) -> None:
+        """Interrupt it as a person would, so that it closes its engine."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
