@@ -241,7 +241,8 @@ class Runner:
         except (EngineDied, EngineUnresponsive) as error:
             self._drop(lost=False)
             reason = f"the engine is gone: {type(error).__name__}: {error}"
-            return Verdict("error", reason=reason, log="\n".join(error.log_tail))
+            lines = error.log_tail if isinstance(error, EngineDied) else ()
+            return Verdict("error", reason=reason, log="\n".join(lines))
         except Exception as error:  # noqa: BLE001 a mistake of the suite is a result too, and the run goes on
             self._drop(lost=False)
             return Verdict("error", reason=f"the suite's own mistake: {type(error).__name__}: {error}")

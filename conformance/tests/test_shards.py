@@ -1,0 +1,69 @@
+"""One run in several processes."""
+
+import json
+import sys
+
+import pytest
+from anyengine.cli import main
+from anyengine_conformance.check import DEFAULT, OWN, all_checks
+from anyengine_conformance.report import read_report
+from anyengine_conformance.shards import ShardFailed, merged, run_shards, split
+from click.testing import CliRunner
+from msgspec.structs import replace
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3, 8, 1000])
+def test_every_check_is_in_one_shard_and_what_shares_a_load_stays_together(jobs: int):
+    shards = split(all_checks(), jobs)
+    assert sorted(made.id for shard in shards for made in shard) == sorted(made.id for made in all_checks())
+    assert len(shards) <= jobs
+    places: dict[str, set[int]] = {}
+    for number, shard in enumerate(shards):
+        for made in shard:
+            if made.variant not in {DEFAULT, OWN}:
+                places.setdefault(made.variant, set()).add(number)
+    assert all(len(numbers) == 1 for numbers in places.values())
+
+
+def test_two_processes_report_as_one_does(tmp_path):
+    reports = []
+    for name, jobs in (("one", 1), ("two", 2)):
+        words = ["conformance", "run", "reference", "--only", "streaming", "--only", "stopping", "--jobs", str(jobs)]
+        result = CliRunner().invoke(main, [*words, "--report", str(tmp_path / name)])
+        assert result.exit_code == 0, result.output
+        reports.append(read_report(tmp_path / name))
+    one, two = reports
+    assert [(r.id, r.outcome, r.command, r.seed) for r in one.results] == [
+        (r.id, r.outcome, r.command, r.seed) for r in two.results
+    ]
+    assert (one.suite, one.subject) == (two.suite, two.subject)
+
+
+def test_reports_that_do_not_belong_together_are_not_merged(tmp_path):
+    file = tmp_path / "r.json"
+    CliRunner().invoke(
+        main, ["conformance", "run", "reference", "--only", "stopping.length-is-exact", "--report", str(file)]
+    )
+    report = read_report(file)
+    with pytest.raises(ShardFailed, match="in common"):
+        merged([report, report], 1.0)
+    other = replace(report, suite=replace(report.suite, seed=7), results=[])
+    with pytest.raises(ShardFailed, match="different suites"):
+        merged([report, other], 1.0)
+
+
+def test_a_process_that_ends_without_a_report_says_its_last_words(tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho 'passed one'\necho 'out of luck' >&2\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    lines: list[str] = []
+    with pytest.raises(ShardFailed, match=r"(?s)status 3.*out of luck"):
+        run_shards(["anyengine", "conformance", "run", "x"], all_checks()[:1], 2, lines.append)
+    assert lines == ["passed one"]
+
+
+def test_progress_does_not_mix_with_json():
+    words = ["conformance", "run", "reference", "--only", "stopping.length-is-exact", "--jobs", "2", "--json"]
+    result = CliRunner().invoke(main, words)
+    assert json.loads(result.stdout)["suite"]["complete"] is False
