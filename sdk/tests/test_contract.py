@@ -414,6 +414,15 @@ async def test_an_engine_that_cannot_run_here_says_why(loads):
         await Engine.load(loads(raising(ValueError()), unavailable="no driver"))
 
 
+async def test_an_engine_that_runs_elsewhere_need_not_be_here(loads):
+    capabilities = Capabilities(native=True)
+    plugin = loads(raising(ValueError("reached")), unavailable="no driver", attaches=True, capabilities=capabilities)
+    with pytest.raises(EngineStartupError, match="no driver"):
+        await Engine.load(plugin)
+    with pytest.raises(PluginError, match="ValueError"):
+        await Engine.load(plugin, native={"url": "http://127.0.0.1:1"})
+
+
 async def test_an_engine_that_is_not_safe_here_is_refused_unless_asked_for(loads):
     with pytest.raises(InvalidConfig) as caught:
         await Engine.load(loads(raising(ValueError()), in_process=False))

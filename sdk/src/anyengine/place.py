@@ -69,8 +69,8 @@ def describe(engine: object) -> tuple[EnginePlugin, EngineDescription]:
 
 
 def choose_place(engine: object, config: EngineConfig) -> Here | Worker:
-    """Follow the caller's wish; without one: this process where the plugin declares itself safe for it, else a worker
-    of this interpreter if it has the engine, else of the only environment that has.
+    """Follow the caller's wish; without one: this process where the plugin declares itself safe for it, or attaches
+    to a server; else a worker of this interpreter if it has the engine, else of the only environment that has.
 
     Raises:
         UnknownEngine, InvalidConfig, PluginError: the wish cannot be met; says what to do.
@@ -95,10 +95,11 @@ def choose_place(engine: object, config: EngineConfig) -> Here | Worker:
             engine=name,
             field="isolation",
         )
-    if description.unavailable is not None:
+    attached = description.attached(config)
+    if description.unavailable is not None and not attached:
         reason = f"{name} cannot run in this interpreter: {description.unavailable}"
         return _elsewhere(name, config, EngineStartupError(reason, engine=name))
-    if config.isolation == "auto" and description.in_process and not _wants_worker(config):
+    if config.isolation == "auto" and (description.in_process or attached) and not _wants_worker(config):
         return _here(plugin, description, config)
     return Worker(name, Path(sys.executable))
 

@@ -31,6 +31,12 @@ def test_what_is_editable_here_is_editable_there():
     assert install_arguments("reference") == ("-e", str(ROOT / "sdk"), "-e", str(ROOT / "plugins" / "reference"))
 
 
+def test_packages_of_ours_that_a_plugin_needs_come_along():
+    parts = ("sdk", "plugins/server", "plugins/vllm")
+    assert install_arguments("vllm") == tuple(word for part in parts for word in ("-e", str(ROOT / part)))
+    assert install_arguments("vllm", str(ROOT)) == tuple(str(ROOT / part) for part in parts)
+
+
 @pytest.mark.parametrize(
     ("origin", "expected"),
     [

@@ -157,9 +157,9 @@ class VllmBackend(Backend):
             field = f"structured.{request.structured.kind}"
             raise InvalidRequest(f"{field}: {error}", field=field) from error
 
-    async def stream(self, request: TokenRequest) -> AsyncIterator[TokenDelta]:
-        async for delta in self._run(request, streaming=True):
-            yield delta
+    def stream(self, request: TokenRequest) -> AsyncIterator[TokenDelta]:
+        # Not a generator around another: this is passed through for every token.
+        return self._run(request, streaming=True)
 
     async def generate(self, request: TokenRequest) -> TokenDelta:
         async for delta in self._run(request, streaming=False):

@@ -32,7 +32,7 @@ class Library:
         final_only: output kind that yields once, at the end.
         pooling_params: ``PoolingParams``.
         lora_request: ``LoRARequest``.
-        stat_logger: ``StatLoggerBase``.
+        stat_logger: ``PrometheusStatLogger``.
         platform: ``current_platform``.
         logging: its configuration of ``logging``; None where it has none under the name that we know.
     """
@@ -85,7 +85,7 @@ def load_library() -> Library:
         final_only=sampling.RequestOutputKind.FINAL_ONLY,
         pooling_params=vllm.PoolingParams,
         lora_request=lora.LoRARequest,
-        stat_logger=loggers.StatLoggerBase,
+        stat_logger=loggers.PrometheusStatLogger,
         platform=platforms.current_platform,
         logging=getattr(logger, "DEFAULT_LOGGING_CONFIG", None),
     )

@@ -22,7 +22,10 @@ NAME = "vllm"
 
 
 class VllmPlugin(EnginePlugin):
-    """vLLM's ``AsyncLLM``: paged attention and continuous batching, on NVIDIA GPUs and on CPUs."""
+    """vLLM's ``AsyncLLM``: paged attention and continuous batching, on NVIDIA GPUs and on CPUs.
+
+    With ``native={"url": …}`` a running ``vllm serve`` instead, and nothing is started.
+    """
 
     def describe(self) -> EngineDescription:
         return EngineDescription(
@@ -31,11 +34,16 @@ class VllmPlugin(EnginePlugin):
             engine_version=versions.installed(),
             unavailable=versions.unavailable(),
             in_process=False,
+            attaches=True,
             capabilities=declared(),
             environments=variants(),
         )
 
     async def load(self, config: EngineConfig, model: ModelFiles) -> Backend:
+        if "url" in config.native:
+            from anyengine_server import VLLM, attach  # noqa: PLC0415 brings an HTTP client
+
+            return await attach(config, model, VLLM, engine=NAME)
         from anyengine_vllm.backend import load_backend  # noqa: PLC0415 its modules import vLLM
 
         return await load_backend(config, model)

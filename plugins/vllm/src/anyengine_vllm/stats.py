@@ -132,26 +132,30 @@ def _copy(histogram: Histogram) -> Histogram:
 
 
 def make_stat_logger(base: Any, recorder: StatsRecorder) -> Any:
-    """A factory as ``AsyncLLM`` takes it, of loggers that hand everything to ``recorder``.
+    """A logger as ``AsyncLLM`` takes it, that hands everything to ``recorder``.
 
     Args:
-        base: vLLM's ``StatLoggerBase``.
+        base: vLLM's ``PrometheusStatLogger``, which it adds to any others unless one of them is of that class.
         recorder: where it goes.
     """
 
     class RecordingStatLogger(base):
-        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-            del vllm_config
-            self._engine = engine_index
+        """No metrics in the process's registry, and no work for them with every token."""
+
+        def __init__(self, vllm_config: Any, engine_indexes: Any = None) -> None:
+            del vllm_config, engine_indexes
 
         def record(self, scheduler_stats: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> None:
-            del args, kwargs  # of models with images, and the index that is known already
-            recorder.record(scheduler_stats, iteration_stats, self._engine)
+            del args  # of models with images
+            recorder.record(scheduler_stats, iteration_stats, kwargs.get("engine_idx", 0))
 
-        def log_engine_initialized(self) -> None:
+        def log(self) -> None:
             """There is nothing to say."""
 
-    def factory(vllm_config: Any, engine_index: int = 0) -> Any:
-        return RecordingStatLogger(vllm_config, engine_index)
+        def log_engine_initialized(self) -> None:
+            """Nor here."""
 
-    return factory
+        def record_sleep_state(self, *args: Any, **kwargs: Any) -> None:
+            """Nor here."""
+
+    return RecordingStatLogger

@@ -70,6 +70,8 @@ class EngineDescription(Struct, frozen=True, kw_only=True):
         engine_version: of the engine library; None if it is not installed here.
         unavailable: why the engine cannot run in this interpreter; None if it can.
         in_process: whether it is safe to run in the application's process.
+        attaches: whether ``native={"url": …}`` attaches to an engine that runs already, as a server: then nothing of it
+            has to be installed here, and it is spoken to from the application's process.
         capabilities: of the engine in general; narrowed by the backend after a load.
         models: name → folder of the models that come with the plugin.
         default_model: the one of them that is loaded if none is named.
@@ -81,10 +83,15 @@ class EngineDescription(Struct, frozen=True, kw_only=True):
     engine_version: str | None = None
     unavailable: str | None = None
     in_process: bool = False
+    attaches: bool = False
     capabilities: Capabilities
     models: dict[str, str] = field(default_factory=dict[str, str])
     default_model: str | None = None
     environments: dict[str, EnvironmentVariant] = field(default_factory=dict[str, EnvironmentVariant])
+
+    def attached(self, config: EngineConfig) -> bool:
+        """Whether this configuration is of an engine that runs already."""
+        return self.attaches and "url" in config.native
 
 
 class BackendInfo(Struct, frozen=True, kw_only=True):

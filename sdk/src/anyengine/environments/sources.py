@@ -48,16 +48,21 @@ def install_arguments(engine: str, source: str | None = None) -> tuple[str, ...]
             f"engine: {engine!r} is no engine's name; those are lower case, digits and hyphens", field="engine"
         )
     package = plugin_package(engine)
+    names = (SDK, *_ours_among(_requirements(package)), package)
     if source is None:
-        return (*own_source(SDK), *own_source(package, engine=engine))
+        return tuple(argument for name in names for argument in own_source(name, engine=engine))
     if source == INDEX:
-        return tuple(f"{name}=={found.version}" if (found := _own(name)) else name for name in (SDK, package))
+        return tuple(f"{name}=={found.version}" if (found := _own(name)) else name for name in names)
     folder = Path(source).expanduser().absolute()
     if not folder.is_dir():
         raise InvalidConfig(
             f"source: {source!r} is neither a folder nor the word {INDEX}", engine=engine, field="source"
         )
     found = {name: _in_folder(folder, name) for name in (SDK, package)}
+    project = found[package]
+    if project is not None and not project.endswith(".whl"):
+        names = (SDK, *_ours_among(_project(Path(project)).get("dependencies", ())), package)
+    found = {name: found.get(name) or _in_folder(folder, name) for name in names}
     if not any(found.values()):
         raise InvalidConfig(
             f"source: {folder} has neither {SDK} nor {package}; it should be a checkout with sdk/ and plugins/, or "
@@ -137,14 +142,31 @@ def _in_folder(folder: Path, package: str) -> str | None:
     from packaging.utils import canonicalize_name  # noqa: PLC0415 only who makes environments needs it
 
     for project in (folder, folder / "sdk", *sorted(folder.glob("plugins/*"))):
-        file = project / "pyproject.toml"
-        try:
-            name = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {}).get("name", "")
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-            continue
-        if canonicalize_name(name) == canonicalize_name(package):
+        if canonicalize_name(_project(project).get("name", "")) == canonicalize_name(package):
             return str(project)
     return _newest_wheel(folder, package)
+
+
+def _project(folder: Path) -> dict[str, Any]:
+    """The table ``project`` of a folder's ``pyproject.toml``; empty where there is none."""
+    try:
+        return tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return {}
+
+
+def _requirements(package: str) -> Sequence[str]:
+    """What the caller's copy of a package needs."""
+    found = _own(package)
+    return () if found is None else found.requires or ()
+
+
+def _ours_among(requirements: Sequence[str]) -> list[str]:
+    """Those that are packages of this project: like a plugin, they come from where the caller's copies came from."""
+    from packaging.requirements import Requirement  # noqa: PLC0415 only who makes environments needs it
+
+    parsed = [Requirement(text) for text in requirements]
+    return [need.name for need in parsed if need.name.startswith(f"{SDK}-") and need.marker is None]
 
 
 def _newest_wheel(folder: Path, package: str) -> str | None:

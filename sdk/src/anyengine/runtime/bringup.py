@@ -36,7 +36,7 @@ async def bring_up(
     from anyengine.text.tokenizer import TextTokenizer  # noqa: PLC0415
 
     name = description.name
-    if description.unavailable is not None:
+    if description.unavailable is not None and not description.attached(config):
         raise EngineStartupError(f"{name} cannot run here: {description.unavailable}", engine=name)
     check_config(name, description.capabilities, config)
     wanted = config.model or description.default_model

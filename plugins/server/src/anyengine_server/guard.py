@@ -1,0 +1,96 @@
+"""The small process between us and a server that we start: whichever of the two ends, nothing stays behind.
+
+Run by its path, as a program: ``python guard.py COMMAND …``. Its standard input is the lifeline: a byte asks the server
+to end (SIGTERM), the end of it ends everything at once. It exits as the server did. Only the standard library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+__all__ = ["main"]
+
+_PR_SET_CHILD_SUBREAPER = 36
+#: Seconds that processes are given to be gone after SIGKILL; a driver may hold one for a while.
+_PATIENCE = 20.0
+
+
+def main(command: list[str]) -> int:
+    """Run a command until it ends or the lifeline does."""
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, _noted)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)  # the lifeline decides
+    if sys.platform == "linux":
+        # What the server leaves behind becomes ours, so it is found.
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, restore_signals=True)  # noqa: S603
+    except OSError as error:
+        print(f"{command[0]} cannot be started: {error.strerror}", flush=True)  # noqa: T201 the log of the server
+        return 127
+    status = None
+    while status is None:
+        ready, _, _ = select.select([0, woken], [], [])
+        if 0 in ready:
+            if not os.read(0, 1):
+                break
+            with contextlib.suppress(OSError):
+                os.kill(child.pid, signal.SIGTERM)
+        if woken in ready:
+            os.read(woken, 4096)
+        status = child.poll()
+    _end_all(child.pid)
+    status = child.wait() if status is None else status
+    return status if status >= 0 else 128 - status
+
+
+def _noted(signum: int, frame: object) -> None:
+    """Only the wake-up byte matters."""
+
+
+def _end_all(group: int) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            os.killpg(group, signal.SIGKILL)
+        below = _descendants(os.getpid())
+        for pid in below:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            # Not the server itself: its status is asked for later.
+            for pid in below:
+                if pid != group:
+                    with contextlib.suppress(ChildProcessError):
+                        os.waitpid(pid, os.WNOHANG)
+        if set(below) <= {group}:
+            return
+        time.sleep(0.01)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Process ids below ``pid`` (Linux; empty elsewhere)."""
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        for file in Path(f"/proc/{waiting.pop()}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                children = [int(child) for child in file.read_text().split()]
+                found += children
+                waiting += children
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

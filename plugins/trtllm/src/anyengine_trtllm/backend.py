@@ -1,0 +1,306 @@
+"""TensorRT-LLM, loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyengine.backend import Backend, BackendInfo, DeltaCollector, TokenDelta, TokenRequest
+from anyengine.errors import EngineClosed, EngineDied, InvalidConfig, PluginError, UnsupportedCapability
+from anyengine.outputs import Score
+from anyengine.request import SamplingParams
+
+from anyengine_trtllm import outputs
+from anyengine_trtllm import request as requests
+from anyengine_trtllm.capabilities import narrowed
+from anyengine_trtllm.config import MAX_NUM_TOKENS, chunked_prefill, max_model_len, prefix_caching
+from anyengine_trtllm.errors import request_error
+from anyengine_trtllm.grammar import GrammarChecker
+from anyengine_trtllm.lora import Adapters
+from anyengine_trtllm.startup import Running, start, stop
+from anyengine_trtllm.stats import Recorder, Timer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from anyengine.config import EngineConfig
+    from anyengine.hub import ModelFiles
+    from anyengine.stats import EngineStats
+
+__all__ = ["TrtllmBackend", "load_backend"]
+
+#: Seconds that a call waits for iterations that were not reported yet. TensorRT-LLM says that there are no more only
+#: by letting its time run out.
+_STATS_WAIT = 0.02
+
+#: Seconds that the last outputs of aborted requests may take when the engine is closed.
+_LAST_OUTPUTS = 5.0
+
+
+async def load_backend(config: EngineConfig, model: ModelFiles) -> TrtllmBackend:
+    """Bring TensorRT-LLM up, with the adapters that were asked for."""
+    running = await start(config, model)
+    try:
+        return TrtllmBackend(config, model, running)
+    except BaseException as error:
+        with anyio.CancelScope(shield=True):
+            await stop(running)
+        mapped = request_error(error)
+        if mapped is None or mapped is error:
+            raise
+        raise mapped from error
+
+
+class _Live:
+    """A request that has not ended.
+
+    Attributes:
+        result: its ``RequestOutput``.
+        task: reads it to its end, whoever reads us.
+    """
+
+    __slots__ = ("result", "task")
+
+    def __init__(self, result: Any, task: asyncio.Task[None]) -> None:
+        self.result = result
+        self.task = task
+
+
+class TrtllmBackend(Backend):
+    """Token level face of ``LLM``, whose executor and workers are processes of their own.
+
+    Made on the event loop that it serves.
+    """
+
+    def __init__(self, config: EngineConfig, model: ModelFiles, running: Running) -> None:
+        self._config = config
+        self._running = running
+        self._llm = running.llm
+        self._ids = count()
+        self._live: dict[str, _Live] = {}
+        self._closed = False
+        self._recorder = Recorder()
+        self._reporting = asyncio.Lock()
+        self._prefix_caching = prefix_caching(config)
+        self._adapters = Adapters(running.library.lora_request, config.lora)
+        for name, folder in model.loras.items():
+            self._adapters.load(name, folder)
+        length = max_model_len(config, model)
+        step = config.scheduling.max_num_batched_tokens or MAX_NUM_TOKENS
+        self._longest_prompt = None if chunked_prefill(config, length, step) else step
+        self._info = self._describe(model, length)
+        self._grammars = None
+        if self._info.capabilities.structured:
+            file = model.tokenizer_path / "tokenizer.json"
+            self._grammars = GrammarChecker(file, self._info.vocab_size, model.eos_token_ids)
+
+    def _describe(self, model: ModelFiles, length: int) -> BackendInfo:
+        config, options = self._config, self._running.options
+        vocab_size = model.config.get("vocab_size")
+        if not isinstance(vocab_size, int):
+            raise InvalidConfig("model: its config.json does not say how large the vocabulary is", field="model")
+        own = model.config.get("torch_dtype") or model.config.get("dtype")
+        return BackendInfo(
+            capabilities=narrowed(config, options, model, vocab_size=vocab_size, prefix_caching=self._prefix_caching),
+            max_model_len=length,
+            vocab_size=vocab_size,
+            max_num_seqs=config.scheduling.max_num_seqs,
+            dtype=own if config.dtype == "auto" and isinstance(own, str) else config.dtype,
+            device="cuda",
+            loras=self._adapters.names,
+        )
+
+    @property
+    def info(self) -> BackendInfo:
+        return self._info
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    def validate(self, request: TokenRequest) -> None:
+        requests.check(request, self._running.options, longest_prompt=self._longest_prompt)
+        if request.structured is not None and self._grammars is not None:
+            self._grammars.check(request.structured, requests.structured(self._running.library, request.structured))
+
+    def stream(self, request: TokenRequest) -> AsyncIterator[TokenDelta]:
+        # Logits are asked for whole: what a streamed result has of them is nowhere documented.
+        return self._submit(request, streaming=not _wants_logits(request))
+
+    def _submit(self, request: TokenRequest, *, streaming: bool) -> DeltaCollector:
+        collector = DeltaCollector()
+        if self._closed:
+            collector.put(outputs.aborted(request))
+            return collector
+        timer = Timer(self._recorder)
+        try:
+            result = self._send(request, streaming=streaming)
+        except Exception as error:  # noqa: BLE001 raised in the reader, as the contract asks
+            collector.fail(_mapped(error, request))
+            return collector
+        task = asyncio.create_task(self._read(request, result, collector, timer, streaming=streaming))
+        self._live[request.id] = _Live(result, task)
+        return collector
+
+    def _send(self, request: TokenRequest, *, streaming: bool, score: bool = False) -> Any:
+        """Hand a request over; returns at once, with what will be its result."""
+        salt = request.cache_salt
+        if score or request.prompt_logprobs is not None:
+            # What comes out of the prefix cache has no logits; nothing was ever cached under a salt of its own.
+            salt = secrets.token_hex(8)
+        return self._llm.generate_async(
+            request.prompt_token_ids,
+            sampling_params=requests.sampling_params(
+                self._running.library,
+                request,
+                self._running.options,
+                vocab_size=self._info.vocab_size,
+                logits=score,
+            ),
+            lora_request=self._adapters.find(request.lora),
+            streaming=streaming,
+            cache_salt=salt,
+        )
+
+    async def _read(
+        self, request: TokenRequest, result: Any, collector: DeltaCollector, timer: Timer, *, streaming: bool
+    ) -> None:
+        """Read a result to its end: a slow reader of ours holds nothing up, and costs memory for its tokens only."""
+        reader = outputs.Reader(request, cached_tokens=self._prefix_caching)
+        ended = False
+        try:
+            if streaming:
+                async for step in result:
+                    ended = self._take(reader.read(step), request, timer, collector, timed=True)
+            else:
+                # Log-probabilities of a long text take a while.
+                delta = await asyncio.to_thread(reader.read, await result.aresult())
+                ended = self._take(delta, request, timer, collector, timed=False)
+            if not ended:
+                raise PluginError("TensorRT-LLM ended a request without a finish reason")
+        except asyncio.CancelledError:
+            collector.put(outputs.aborted(request))
+            raise
+        except Exception as error:  # noqa: BLE001 raised in the reader
+            collector.fail(_mapped(error, request))
+        finally:
+            self._live.pop(request.id, None)
+            if not ended and not result.finished:
+                result.abort()
+
+    def _take(
+        self, delta: TokenDelta, request: TokenRequest, timer: Timer, collector: DeltaCollector, *, timed: bool
+    ) -> bool:
+        """Count a delta and hand it on; true if it is the last one."""
+        timer.saw(delta, prompt_tokens=len(request.prompt_token_ids), timed=timed)
+        finish = delta.finish
+        if delta.token_ids or finish is not None:
+            collector.put(delta)
+        return finish is not None
+
+    async def score(self, token_ids: Sequence[int], logprobs: int) -> Score:
+        # TensorRT-LLM always generates a token, for which a full context has no room. The logits that predict the last
+        # one are those of the token before it: so it is left out of the prompt.
+        *prompt, last = token_ids
+        request = TokenRequest(
+            id=f"score-{next(self._ids)}",
+            prompt_token_ids=prompt,
+            sampling=SamplingParams(temperature=0),
+            max_tokens=1,
+        )
+        if self._closed:
+            raise EngineClosed("trtllm was closed before it could score")
+        if self._longest_prompt is not None:
+            requests.check(request, self._running.options, longest_prompt=self._longest_prompt)
+        try:
+            result = self._send(request, streaming=False, score=True)
+            try:
+                done = await result.aresult()
+            except asyncio.CancelledError:
+                result.abort()
+                raise
+        except Exception as error:
+            raise _mapped(error) from error
+        rows = done.context_logits
+        if rows is None or len(rows) != len(prompt):
+            given = "no logits" if rows is None else f"{len(rows)} rows of logits"
+            raise PluginError(f"TensorRT-LLM returned {given} for {len(prompt)} prompt tokens")
+        entries = await asyncio.to_thread(outputs.row_logprobs, rows, [*prompt[1:], last], logprobs)
+        return Score(list(token_ids), [None, *entries])
+
+    async def abort(self, request_id: str) -> None:
+        live = self._live.get(request_id)
+        if live is None:
+            return
+        live.result.abort()
+        # The executor answers with a last output: once that is read, the request is gone from it.
+        await asyncio.wait([live.task])
+
+    # -- the engine as a whole --------------------------------------------------------------------
+
+    async def stats(self) -> EngineStats:
+        if not self._closed and not self._running.options.tensorrt:
+            async with self._reporting:
+                await self._report()
+        return self._recorder.snapshot(
+            live=len(self._live),
+            reported=not self._running.options.tensorrt,
+            speculative=self._running.options.speculates,
+            prefix_caching=self._prefix_caching,
+        )
+
+    async def _report(self) -> None:
+        """Take in the iterations, and the events if there are any, since the last time."""
+        try:
+            async for iteration in self._llm.get_stats_async(timeout=_STATS_WAIT):
+                self._recorder.record(iteration)
+            if self._running.options.kv_cache.get("event_buffer_max_size") and self._prefix_caching:
+                async for event in self._llm.get_kv_cache_events_async(timeout=_STATS_WAIT):
+                    self._recorder.record_event(event)
+        except Exception as error:
+            raise _mapped(error) from error
+
+    async def health(self) -> None:
+        # Private, and what TensorRT-LLM's own server asks: there is no public way.
+        if not await asyncio.to_thread(self._llm._check_health):  # noqa: SLF001
+            raise EngineDied("the executor of TensorRT-LLM is gone or shut down; its log says why")
+
+    async def load_lora(self, name: str, path: Path) -> None:
+        self._adapters.load(name, path)
+
+    async def unload_lora(self, name: str) -> None:
+        self._adapters.unload(name)
+
+    async def sleep(self) -> None:
+        raise UnsupportedCapability("TensorRT-LLM's LLM cannot sleep", capability="sleep")
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        live = list(self._live.values())
+        for each in live:
+            each.result.abort()
+        if live:
+            # An executor that is gone answers no more; its end is what was wanted anyway.
+            await asyncio.wait([each.task for each in live], timeout=_LAST_OUTPUTS)
+        for each in live:
+            each.task.cancel()
+        await stop(self._running)
+
+
+def _wants_logits(request: TokenRequest) -> bool:
+    return request.logprobs is not None or request.prompt_logprobs is not None
+
+
+def _mapped(error: Exception, request: TokenRequest | None = None) -> Exception:
+    """What is raised for what TensorRT-LLM raised; of a constraint its messages do not say the kind."""
+    mapped = request_error(error)
+    if mapped is None or mapped is error:
+        return error
+    mapped.__cause__ = error
+    if mapped.field == "structured" and request is not None and request.structured is not None:
+        mapped.field = f"structured.{request.structured.kind}"
+    return mapped

@@ -1,0 +1,157 @@
+"""TensorRT-LLM's exceptions as ours: one map for requests, one table of causes for a load.
+
+TensorRT-LLM is not imported here: classes are known by their names, and a class that is not in the map is taken for its
+nearest base that is.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from anyengine.errors import (
+    AnyEngineError,
+    EngineClosed,
+    EngineDied,
+    EngineStartupError,
+    Failure,
+    InvalidConfig,
+    InvalidRequest,
+    OutOfMemory,
+    UnsupportedParameter,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["REQUEST_ERRORS", "load_error", "request_error"]
+
+#: What a message says of the field that it is about. The first that is found counts.
+_FIELDS = (
+    (r"(?i)grammar|guided|regex|json schema|structural", "structured"),
+    (r"(?i)max_num_tokens|prompt length|prompt_len", "prompt"),
+    (r"(?i)max_tokens|max_seq_len", "max_tokens"),
+    (r"(?i)lora", "lora"),
+    (r"top_p", "sampling.top_p"),
+    (r"top_k", "sampling.top_k"),
+    (r"(?i)temperature", "sampling.temperature"),
+)
+
+_GONE = re.compile(r"(?i)worker.{0,40}(died|dead|exited|terminated)|MPI.{0,40}abort|executor.{0,20}(died|stopped|dead)")
+_MEMORY = re.compile(r"(?i)out of memory|OutOfMemory|bad_alloc|failed to allocate")
+
+
+def _invalid(error: BaseException) -> AnyEngineError:
+    text = str(error)
+    field = next((field for pattern, field in _FIELDS if re.search(pattern, text)), None)
+    return InvalidRequest(f"{field}: {text}" if field else text, field=field)
+
+
+def _memory(error: BaseException) -> AnyEngineError:
+    return OutOfMemory(f"memory did not suffice: {error}")
+
+
+def _failed(error: BaseException) -> AnyEngineError:
+    return Failure(f"TensorRT-LLM failed on the request: {type(error).__name__}: {error}")
+
+
+def _runtime(error: BaseException) -> AnyEngineError:
+    """Errors of the runtime differ by their words only."""
+    text = str(error)
+    if _MEMORY.search(text):
+        return _memory(error)
+    if "shutting down" in text:
+        return EngineClosed("TensorRT-LLM was shut down before the call")
+    if _GONE.search(text):
+        return EngineDied(f"the processes of TensorRT-LLM are gone: {text}")
+    return _failed(error)
+
+
+def _request(error: BaseException) -> AnyEngineError:
+    """``RequestError``: one request was refused, or failed."""
+    mapped = _runtime(error)
+    if type(mapped) is not Failure:
+        return mapped
+    invalid = _invalid(error)
+    return mapped if invalid.field is None else invalid
+
+
+#: Class → ours. Looked up along the method resolution order, so the most specific entry wins.
+REQUEST_ERRORS: dict[str, Callable[[BaseException], AnyEngineError]] = {
+    "tensorrt_llm.executor.utils.RequestError": _request,
+    "torch.OutOfMemoryError": _memory,
+    "torch.cuda.OutOfMemoryError": _memory,
+    "builtins.MemoryError": _memory,
+    "builtins.ValueError": _invalid,
+    "builtins.RuntimeError": _runtime,
+    "builtins.AssertionError": _failed,
+    "builtins.NotImplementedError": _failed,
+}
+
+
+def request_error(error: BaseException) -> AnyEngineError | None:
+    """Ours for what a call of TensorRT-LLM raised; None for what is not in the map: a bug of this package, or of it."""
+    if isinstance(error, AnyEngineError):
+        return error
+    for base in type(error).__mro__:
+        make = REQUEST_ERRORS.get(f"{base.__module__}.{base.__qualname__}")
+        if make is not None:
+            return make(error)
+    return None
+
+
+class _Cause:
+    """What a failed load says, and what it means."""
+
+    def __init__(self, pattern: str, error: type[AnyEngineError], advice: str, **facts: Any) -> None:
+        self.pattern = re.compile(pattern)
+        self.error = error
+        self.advice = advice
+        self.facts = facts
+
+
+#: The first that is found counts.
+_CAUSES = (
+    _Cause(
+        r"(?i)[^\n]*(CUDA out of memory|OutOfMemory|bad_alloc|failed to allocate|insufficient memory)[^\n]*",
+        OutOfMemory,
+        "give the engine more (kv_cache.gpu_memory_fraction), or ask for less (kv_cache.capacity_tokens, "
+        "max_model_len, scheduling.max_num_seqs)",
+    ),
+    _Cause(
+        r"(?i)[^\n]*(unknown architecture|architecture[^\n]*not supported|unsupported model)[^\n]*",
+        UnsupportedParameter,
+        "TensorRT-LLM has no implementation of this model",
+        field="model",
+    ),
+    _Cause(
+        r"(?i)[^\n]*max_seq_len[^\n]*(exceed|larger|greater)[^\n]*",
+        InvalidConfig,
+        "the model's context is shorter",
+        field="max_model_len",
+    ),
+    _Cause(
+        r"(?i)[^\n]*quant(ization|_algo)[^\n]*not supported[^\n]*",
+        UnsupportedParameter,
+        "it does not fit the checkpoint or the device",
+        field="quantization",
+    ),
+)
+
+
+def load_error(error: BaseException) -> AnyEngineError | None:
+    """Ours for a load that failed; None for what is no failure of a load: an interruption."""
+    if isinstance(error, AnyEngineError):
+        return error
+    if isinstance(error, MemoryError):
+        return OutOfMemory(f"memory did not suffice: {error}")
+    if not isinstance(error, Exception):
+        return None
+    own = f"{type(error).__name__}: {error}"
+    for cause in _CAUSES:
+        found = cause.pattern.search(own)
+        if found is not None:
+            field = cause.facts.get("field")
+            message = f"{field}: {found.group().strip()}" if field else found.group().strip()
+            return cause.error(f"{message}; {cause.advice}", **cause.facts)
+    return EngineStartupError(f"TensorRT-LLM did not come up: {own}")

@@ -1,0 +1,86 @@
+"""Bringing TensorRT-LLM up, and leaving nothing behind where that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from anyengine_trtllm import built
+from anyengine_trtllm.checks import check_config, check_process
+from anyengine_trtllm.config import engine_arguments
+from anyengine_trtllm.errors import load_error
+from anyengine_trtllm.library import Library, load_library
+from anyengine_trtllm.options import Options, check_arguments, parse_options
+
+if TYPE_CHECKING:
+    from anyengine.config import EngineConfig
+    from anyengine.hub import ModelFiles
+
+__all__ = ["Running", "start", "stop"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """An engine that is up.
+
+    Attributes:
+        llm: ``LLM``.
+        library: TensorRT-LLM's classes.
+        options: what ``native`` said.
+        arguments: what it was started with.
+    """
+
+    llm: Any
+    library: Library
+    options: Options
+    arguments: dict[str, Any]
+
+
+async def start(config: EngineConfig, model: ModelFiles) -> Running:
+    """Load a model; ready when this returns.
+
+    Raises:
+        UnsupportedParameter, InvalidConfig: a field cannot be honoured.
+        OutOfMemory, EngineStartupError: TensorRT-LLM did not come up.
+    """
+    options = parse_options(config)
+    check_config(config, options)
+    check_process(config)
+    work = asyncio.ensure_future(asyncio.to_thread(_build, config, model, options))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        # The thread cannot be interrupted, and its processes are MPI's: what comes up late is ended at once. In a
+        # worker, where an engine belongs, the whole group of processes goes with the worker.
+        work.add_done_callback(_discard)
+        raise
+    except BaseException as error:
+        mapped = load_error(error)
+        if mapped is None or mapped is error:
+            raise
+        raise mapped from error
+
+
+def _build(config: EngineConfig, model: ModelFiles, options: Options) -> Running:
+    """Blocks for as long as the model loads."""
+    library = load_library(tensorrt=options.tensorrt)
+    check_arguments(options.arguments, library.argument_names)
+    arguments = engine_arguments(config, model, options, library)
+    if options.tensorrt:
+        llm, arguments = built.bring_up(library, options, arguments)
+    else:
+        llm = library.llm(**arguments)
+    return Running(llm=llm, library=library, options=options, arguments=arguments)
+
+
+def _discard(work: asyncio.Future[Running]) -> None:
+    if not work.cancelled() and work.exception() is None:
+        work.get_loop().run_in_executor(None, work.result().llm.shutdown)
+
+
+async def stop(running: Running) -> None:
+    """End the engine and its processes. Idempotent."""
+    with contextlib.suppress(RuntimeError):  # it is shut down already
+        await asyncio.to_thread(running.llm.shutdown)
