@@ -140,9 +140,7 @@ async def _loaded(config: EngineConfig) -> Uniform:
 
 def prompts(count: int, salt: int) -> list[list[int]]:
     """Prompts that share no prefix, with each other or with earlier ones."""
-    return [
-        [100 + (salt * 977 + i * 31 + j * (salt + 7)) % 3_900 for j in range(PROMPT_TOKENS)] for i in range(count)
-    ]
+    return [[100 + (salt * 977 + i * 31 + j * (salt + 7)) % 3_900 for j in range(PROMPT_TOKENS)] for i in range(count)]
 
 
 async def seconds(call: Callable[..., Awaitable[Any]], options: argparse.Namespace, salt: int) -> float:
