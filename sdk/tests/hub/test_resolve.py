@@ -259,6 +259,26 @@ def test_a_hub_model_is_pinned_to_a_commit_and_no_pickled_file_is_fetched(monkey
     assert [pattern for pattern in patterns if pattern.endswith(("bin", "pt", "pth", "py", "*"))] == []
 
 
+def test_of_a_model_whose_engine_runs_elsewhere_no_weights_are_fetched(monkeypatch, folder):
+    import huggingface_hub
+
+    fetched = []
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "model_info", lambda *_args, **_options: type("Info", (), {"sha": COMMIT})
+    )
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda *_args, **options: fetched.extend(options["allow_patterns"]) or str(folder),
+    )
+    files = resolve_model("someone/something", builtin={}, weights=False)
+    assert files.revision == COMMIT
+    assert "*.json" in fetched
+    assert not [pattern for pattern in fetched if "safetensors" in pattern]
+
+
 def test_a_cached_hub_model_is_used_offline_by_the_real_client(tmp_path):
     """In a fresh interpreter: huggingface_hub reads its environment when it is imported."""
     repository = tmp_path / "hub" / "models--someone--something"

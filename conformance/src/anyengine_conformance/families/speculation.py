@@ -280,7 +280,7 @@ for _rule in (
         must="Log-probabilities of tokens drafted by {} are the target model's, one for each token.",
         advice="take them from the target's logits at the token's own position in the verification",
         function=_logprobs_are_the_models,
-        needs=(*_GREEDY, "logprobs"),
+        needs=(*_GREEDY, "logprobs.raw"),
         tolerance="mean absolute error within the near-tie gap",
         methods=("ngram",),
     ),

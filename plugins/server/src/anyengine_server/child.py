@@ -50,7 +50,7 @@ class ServerProcess:
         self._lines: deque[str] = deque(maxlen=_LOG_LINES)
         self._logger = logging.getLogger(f"anyengine.server.{name}")
         self._reading = asyncio.create_task(self._read(), name=f"anyengine-server-log {name}")
-        self._stopping = False
+        self._stopping: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, command: Sequence[str], *, name: str, environment: Mapping[str, str]) -> ServerProcess:
@@ -148,21 +148,33 @@ class ServerProcess:
             ended.cancel()
 
     async def stop(self, patience: float = 10.0) -> None:
-        """End it: asked first, killed after ``patience`` seconds, with all that it has started. Idempotent."""
-        line = self._process.stdin
-        if line is None or self._stopping:
-            return
-        self._stopping = True
+        """End it: asked first, killed after ``patience`` seconds, with all that it has started. Idempotent.
+
+        It ends before this returns, also where the caller is cancelled meanwhile.
+        """
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(patience), name=f"anyengine-server-stop {self._name}")
+        cancelled: asyncio.CancelledError | None = None
         with anyio.CancelScope(shield=True):
-            with contextlib.suppress(OSError):
-                line.write(b"t")
-                await line.drain()
-            ended = asyncio.create_task(self._process.wait())
-            await asyncio.wait([ended], timeout=patience)
-            with contextlib.suppress(OSError):
-                line.close()
-            await ended
-            await asyncio.wait([self._reading], timeout=1.0)
-            self._reading.cancel()
-            with contextlib.suppress(OSError, ConnectionError):
-                await line.wait_closed()
+            while not self._stopping.done():
+                try:
+                    await asyncio.shield(self._stopping)
+                except asyncio.CancelledError as error:
+                    cancelled = error
+        if cancelled is not None:
+            raise cancelled
+
+    async def _stop(self, patience: float) -> None:
+        line = self._process.stdin
+        assert line is not None  # noqa: S101 it was asked for
+        with contextlib.suppress(OSError):
+            line.write(b"t")
+            await line.drain()
+        ended = asyncio.create_task(self._process.wait())
+        await asyncio.wait([ended], timeout=patience)
+        line.close()  # the guard ends all that is left
+        await ended
+        await asyncio.wait([self._reading], timeout=1.0)
+        self._reading.cancel()
+        with contextlib.suppress(OSError):
+            await line.wait_closed()

@@ -11,12 +11,13 @@ from anyengine.hub.files import ModelFiles
 from anyengine.hub.weights import check_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 __all__ = ["resolve_adapter", "resolve_model"]
 
 #: What is fetched from the hub: never pickled weights, never code.
-PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+TEXTS = ["*.json", "*.jinja", "*.model", "*.txt"]
+PATTERNS = [*TEXTS, "*.safetensors"]
 
 
 def resolve_model(
@@ -28,6 +29,7 @@ def resolve_model(
     tokenizer_revision: str | None = None,
     draft: str | None = None,
     loras: Mapping[str, str] | None = None,
+    weights: bool = True,
 ) -> ModelFiles:
     """Find a checkpoint, fetch it if it is on the hub, and look it over before any engine does.
 
@@ -41,21 +43,25 @@ def resolve_model(
         tokenizer_revision: like ``revision``.
         draft: the checkpoint that proposes tokens in speculative decoding.
         loras: adapters, name → folder or hub id.
+        weights: whether they are needed here; not where the engine runs elsewhere.
 
     Raises:
         ModelNotFound: there is none, or it is unusable; says what to do.
         InvalidConfig: a revision of something that has none.
     """
-    path, commit = _locate(model, revision, builtin, field="model")
+    path, commit = _locate(model, revision, builtin, field="model", weights=weights)
     config = _read_object(path / "config.json", needed="every checkpoint has one")
-    check_weights(path)
+    if weights:
+        check_weights(path)
     if tokenizer is None and tokenizer_revision is not None:
         raise InvalidConfig(
             "tokenizer_revision: there is no `tokenizer` that it belongs to; the model's own comes with `revision`",
             field="tokenizer_revision",
         )
     tokenizer_path = (
-        path if tokenizer is None else _locate(tokenizer, tokenizer_revision, builtin, field="tokenizer")[0]
+        path
+        if tokenizer is None
+        else _locate(tokenizer, tokenizer_revision, builtin, field="tokenizer", weights=False)[0]
     )
     if not (tokenizer_path / "tokenizer.json").is_file():
         raise ModelNotFound(
@@ -86,7 +92,9 @@ def resolve_adapter(name: str, source: str) -> Path:
     return folder
 
 
-def _locate(name: str, revision: str | None, builtin: Mapping[str, str], *, field: str) -> tuple[Path, str | None]:
+def _locate(
+    name: str, revision: str | None, builtin: Mapping[str, str], *, field: str, weights: bool = True
+) -> tuple[Path, str | None]:
     """Folder, and the commit of a hub model."""
     path = Path(builtin[name]) if name in builtin else Path(name).expanduser()
     if path.is_dir():
@@ -101,10 +109,10 @@ def _locate(name: str, revision: str | None, builtin: Mapping[str, str], *, fiel
         raise ModelNotFound(f"{name} is a file; name the folder that holds the checkpoint", field=field)
     if name.startswith((".", "/", "~", "\\")) or name.count("/") > 1:
         raise ModelNotFound(f"there is no folder {name}", field=field)
-    return _download(name, revision, field=field)
+    return _download(name, revision, field=field, patterns=PATTERNS if weights else TEXTS)
 
 
-def _download(name: str, revision: str | None, *, field: str) -> tuple[Path, str]:
+def _download(name: str, revision: str | None, *, field: str, patterns: Sequence[str]) -> tuple[Path, str]:
     """Snapshot of a hub model, pinned to one commit before anything is fetched."""
     from huggingface_hub import (  # noqa: PLC0415 heavy, and only for hub models
         HfApi,
@@ -122,7 +130,7 @@ def _download(name: str, revision: str | None, *, field: str) -> tuple[Path, str
     fetch = cast("Callable[..., str]", snapshot_download)
     try:
         if constants.HF_HUB_OFFLINE:
-            folder = Path(fetch(name, revision=revision, allow_patterns=PATTERNS, local_files_only=True))
+            folder = Path(fetch(name, revision=revision, allow_patterns=patterns, local_files_only=True))
             # The cache keeps each snapshot in a folder named by its commit.
             return folder, folder.name
         # Asked for first, so that without a network nothing old comes out of the cache unnoticed.
@@ -130,9 +138,9 @@ def _download(name: str, revision: str | None, *, field: str) -> tuple[Path, str
         if commit is None:
             raise ModelNotFound(f"the hub gives no commit for {name}", field=field)
         # Fetched by the name that was given: then the cache knows it too, and finds it offline.
-        folder = Path(fetch(name, revision=revision, allow_patterns=PATTERNS))
+        folder = Path(fetch(name, revision=revision, allow_patterns=patterns))
         if folder.name != commit:  # the branch moved in between
-            folder = Path(fetch(name, revision=commit, allow_patterns=PATTERNS))
+            folder = Path(fetch(name, revision=commit, allow_patterns=patterns))
     except ModelNotFound:
         raise
     except RevisionNotFoundError as error:

@@ -52,6 +52,7 @@ async def bring_up(
             draft=config.speculative.model if config.speculative else None,
             builtin=description.models,
             loras=config.lora.adapters if config.lora else {},
+            weights=not description.attached(config),
         )
     )
     tokenizer = await anyio.to_thread.run_sync(TextTokenizer.load, model.tokenizer_path)

@@ -1,0 +1,159 @@
+"""A started server ends with its engine, however that ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anyengine.errors import EngineDied
+from anyengine_server import ServerProcess
+
+#: Prints its child's process id, and waits; the child has left its group.
+PARENT = """
+import os, signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"], start_new_session=True)
+print("child", child.pid, flush=True)
+print("own", os.getpid(), flush=True)
+if "--stubborn" in sys.argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if "--polite" in sys.argv:
+    def end(*_):
+        print("ending", flush=True)
+        child.kill()
+        sys.exit(3)
+    signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+while True:
+    time.sleep(0.1)
+"""
+
+
+async def start(*options: str, source: str = PARENT) -> ServerProcess:
+    return await ServerProcess.start(
+        [sys.executable, "-c", source, *options], name="simulated", environment=dict(os.environ)
+    )
+
+
+def there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except OSError:
+        return False
+
+
+async def pids(process: ServerProcess) -> list[int]:
+    async def ready() -> bool:
+        return "ready" in process.log()
+
+    await process.ready(ready)
+    return [process.pid, *(int(line.split()[1]) for line in process.log() if line.startswith(("child ", "own ")))]
+
+
+async def test_it_is_asked_to_end_first():
+    process = await start("--polite")
+    every = await pids(process)
+    await process.stop()
+    await process.stop()
+    assert process.exit_status == 3
+    assert process.log()[-1] == "ending"
+    assert not any(map(there, every))
+
+
+async def test_what_does_not_end_is_killed_with_all_that_it_started():
+    process = await start("--stubborn")
+    every = await pids(process)
+    assert len(every) == 3
+    assert all(map(there, every))
+    await process.stop(patience=0.2)
+    assert not any(map(there, every))
+
+
+async def test_an_end_is_told_with_its_status_and_last_words():
+    process = await start(source="print('what went wrong'); raise SystemExit(7)")
+
+    async def never() -> bool:
+        return False
+
+    with pytest.raises(EngineDied, match="last words: what went wrong") as caught:
+        await process.ready(never)
+    assert (caught.value.exit_status, caught.value.log_tail) == (7, ("what went wrong",))
+    await process.stop()
+
+
+async def test_a_killed_server_leaves_no_child_and_tells_its_signal():
+    process = await start()
+    every = await pids(process)
+    own = next(int(line.split()[1]) for line in process.log() if line.startswith("own"))
+    os.kill(own, signal.SIGKILL)
+    error = await process.death(patience=10)
+    assert error is not None
+    assert error.exit_status == -signal.SIGKILL
+    assert not any(map(there, every))
+    await process.stop()
+
+
+async def test_a_program_that_is_not_there_is_told():
+    process = await ServerProcess.start(["/no/such/program"], name="simulated", environment={})
+    error = await process.death(patience=10)
+    assert error is not None
+    assert "cannot be started" in str(error)
+    await process.stop()
+
+
+async def test_a_flood_of_output_is_read_and_bounded():
+    source = """
+import sys, time
+for number in range(20000):
+    print("line", number)
+print("x" * 500_000)
+print("ready", flush=True)
+time.sleep(3600)
+"""
+    process = await start(source=source)
+    await pids(process)
+    assert len(process.log()) <= 400
+    await process.stop(patience=0.1)
+
+
+def test_it_ends_when_this_process_is_killed(tmp_path: Path):
+    program = f"""
+import asyncio, os, sys
+from anyengine_server import ServerProcess
+async def main():
+    process = await ServerProcess.start([sys.executable, "-c", {PARENT!r}], name="s", environment=dict(os.environ))
+    while "ready" not in process.log():
+        await asyncio.sleep(0.01)
+    print(process.pid, *(line.split()[1] for line in process.log() if line != "ready"), flush=True)
+    await asyncio.sleep(3600)
+asyncio.run(main())
+"""
+    application = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert application.stdout is not None
+    every = [int(word) for word in application.stdout.readline().split()]
+    assert len(every) == 3
+    assert all(map(there, every))
+    application.kill()
+    application.wait()
+    application.stdout.close()
+    deadline = time.monotonic() + 20
+    while any(map(there, every)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(there, every))
+
+
+async def test_stopping_may_be_cancelled_and_still_stops():
+    process = await start("--polite")
+    every = await pids(process)
+    stopping = asyncio.ensure_future(process.stop())
+    await asyncio.sleep(0)
+    stopping.cancel()
+    results: Any = await asyncio.gather(stopping, return_exceptions=True)
+    assert len(results) == 1
+    assert not any(map(there, every))

@@ -1,0 +1,195 @@
+"""From an :class:`~anyengine.EngineConfig` to the launcher's arguments and variables: pure functions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from anyengine.errors import InvalidConfig, ModelNotFound, UnsupportedParameter
+
+from anyengine_tgi.capabilities import MAX_LOGPROBS
+from anyengine_tgi.launcher import OWNED, native_flags
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from anyengine.config import EngineConfig
+    from anyengine.hub import ModelFiles
+
+__all__ = ["Arguments", "launcher_arguments"]
+
+#: What the launcher captures unless it is told otherwise.
+_GRAPHS = (1, 2, 4, 8, 16, 32)
+#: Requests that TGI lets in at once: more than the SDK ever hands over where the engine does not say how many it runs.
+_CONCURRENT = 1024
+_KV_DTYPES = ("fp8_e4m3fn", "fp8_e5m2")
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What the launcher is started with.
+
+    Attributes:
+        values: its arguments by name.
+        environment: variables beside them.
+    """
+
+    values: dict[str, Any]
+    environment: dict[str, str]
+
+
+def launcher_arguments(config: EngineConfig, model: ModelFiles, surroundings: Mapping[str, str]) -> Arguments:
+    """Map every field.
+
+    Args:
+        config: within the declared capabilities.
+        model: the checkpoint on disk.
+        surroundings: variables that the launcher would inherit; it takes each argument from one, too.
+
+    Raises:
+        UnsupportedParameter: a field cannot be honoured with this model.
+        InvalidConfig: fields that contradict one another, or a variable that would decide instead of a field.
+    """
+    native = native_flags(config.native)
+    if model.tokenizer_path != model.path:
+        raise _unsupported("tokenizer", "TGI takes the tokenizer of the model's own folder")
+    if config.execution == "graph" and config.quantization in {"bitsandbytes", "exl2"}:
+        raise _unsupported("execution", f"TGI captures no graphs with {config.quantization}")
+    values: dict[str, Any] = {
+        "model_id": str(model.path),
+        # Else TGI takes every device that it sees.
+        "num_shard": config.parallel.tensor,
+        "sharded": config.parallel.tensor > 1,
+        "trust_remote_code": config.trust_remote_code,
+        "max_concurrent_requests": max(_CONCURRENT, 2 * (config.scheduling.max_num_seqs or 0)),
+        "max_top_n_tokens": MAX_LOGPROBS,
+        # An engine that somebody embeds does not report home.
+        "usage_stats": "off",
+    }
+    optional: dict[str, Any] = {
+        "dtype": _dtype(config, model),
+        "quantize": config.quantization,
+        "kv_cache_dtype": _kv_dtype(config),
+        "cuda_memory_fraction": config.kv_cache.gpu_memory_fraction,
+        "max_batch_total_tokens": _capacity(config),
+        "max_batch_prefill_tokens": config.scheduling.max_num_batched_tokens,
+        "cuda_graphs": {"auto": None, "eager": (0,), "graph": _GRAPHS}[config.execution],
+        "speculate": _speculate(config),
+        "lora_adapters": _adapters(config, model),
+    }
+    values |= {name: value for name, value in optional.items() if value is not None}
+    if config.max_model_len is not None:
+        # To score a text TGI must generate a token behind it.
+        room = 1 if native.get("enable_prefill_logprobs") else 0
+        values |= {"max_total_tokens": config.max_model_len + room, "max_input_tokens": config.max_model_len - 1 + room}
+    _check_surroundings(surroundings, values)
+    return Arguments(values | native, _environment(config))
+
+
+def _unsupported(name: str, message: str, supported: tuple[str, ...] = ()) -> UnsupportedParameter:
+    return UnsupportedParameter(f"{name}: {message}", field=name, supported=supported)
+
+
+def _dtype(config: EngineConfig, model: ModelFiles) -> str | None:
+    """As asked, else the checkpoint's: TGI's own default is float16 for most models, whatever theirs is."""
+    if config.quantization is not None:
+        if config.dtype != "auto":
+            raise InvalidConfig("dtype: TGI takes it or quantization, not both", field="dtype")
+        return None
+    if config.dtype != "auto":
+        return config.dtype
+    if "quantization_config" in model.config or "compression_config" in model.config:
+        return None
+    own = str(model.config.get("dtype") or model.config.get("torch_dtype") or "float32")
+    if own not in {"bfloat16", "float16"}:
+        raise _unsupported(
+            "dtype", f"the checkpoint is {own}, which TGI does not compute in; ask for one", ("bfloat16", "float16")
+        )
+    return own
+
+
+def _kv_dtype(config: EngineConfig) -> str | None:
+    wanted = config.kv_cache.dtype
+    if wanted == "auto":
+        return None
+    if wanted not in _KV_DTYPES:
+        raise _unsupported("kv_cache.dtype", f"TGI has no {wanted!r}", ("auto", *_KV_DTYPES))
+    return wanted
+
+
+def _capacity(config: EngineConfig) -> int | None:
+    capacity, context = config.kv_cache.capacity_tokens, config.max_model_len
+    if capacity is not None and config.kv_cache.gpu_memory_fraction is not None:
+        raise InvalidConfig(
+            "kv_cache.capacity_tokens: it is instead of gpu_memory_fraction; give one of the two",
+            field="kv_cache.capacity_tokens",
+        )
+    if capacity is not None and context is not None and capacity < context:
+        raise InvalidConfig(
+            f"kv_cache.capacity_tokens: {capacity} tokens do not hold one context of {context} (max_model_len)",
+            field="kv_cache.capacity_tokens",
+        )
+    return capacity
+
+
+def _speculate(config: EngineConfig) -> int | None:
+    wanted = config.speculative
+    if wanted is None:
+        return None
+    for name in ("ngram_min", "ngram_max"):
+        if name in set(wanted.changed()):
+            raise _unsupported(f"speculative.{name}", "TGI looks up the last token alone, always")
+    return wanted.num_speculative_tokens
+
+
+def _adapters(config: EngineConfig, model: ModelFiles) -> str | None:
+    if config.lora is None:
+        return None
+    for name, folder in model.loras.items():
+        place = f"lora.adapters.{name}"
+        if any(sign in f"{name}{folder}" for sign in ",=@"):
+            raise _unsupported(
+                place, "TGI's list of adapters has no room for the characters , = @ in names and folders"
+            )
+        rank = _rank(folder, place)
+        if rank > config.lora.max_rank:
+            raise _unsupported(place, f"its rank is {rank}, and lora.max_rank is {config.lora.max_rank}")
+    return ",".join(f"{name}={folder}" for name, folder in model.loras.items()) or None
+
+
+def _rank(folder: Path, place: str) -> int:
+    file = folder / "adapter_config.json"
+    try:
+        content: dict[str, Any] = json.loads(file.read_bytes())
+        return int(content["r"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelNotFound(f"{file} cannot be read: {type(error).__name__}: {error}", field=place) from error
+
+
+def _environment(config: EngineConfig) -> dict[str, str]:
+    """What TGI has variables for, and no arguments."""
+    variables: dict[str, str] = {}
+    if config.scheduling.chunked_prefill is not None:
+        variables["PREFILL_CHUNKING"] = "1" if config.scheduling.chunked_prefill else "0"
+    if config.kv_cache.prefix_caching is not None:
+        variables["PREFIX_CACHING"] = "true" if config.kv_cache.prefix_caching else "0"
+    return variables
+
+
+def _check_surroundings(surroundings: Mapping[str, str], values: Mapping[str, Any]) -> None:
+    """An argument that is not given is taken from a variable of its name: not where a field of ours decides it."""
+    for name, field in OWNED.items():
+        variable = name.upper()
+        if field and name not in values and variable in surroundings:
+            raise InvalidConfig(
+                f"{field}: the variable {variable}={surroundings[variable]} would decide it; unset it, use the field",
+                field=field,
+            )
+    for variable, field in (
+        ("PREFILL_CHUNKING", "scheduling.chunked_prefill"),
+        ("PREFIX_CACHING", "kv_cache.prefix_caching"),
+    ):
+        if variable in surroundings:
+            raise InvalidConfig(f"{field}: the variable {variable} is set; unset it, and use the field", field=field)

@@ -1,0 +1,176 @@
+"""Starting TGI's launcher, or attaching to a server, and learning what is there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyengine.errors import (
+    AnyEngineError,
+    EngineDied,
+    EngineStartupError,
+    EngineUnresponsive,
+    InvalidConfig,
+    Misuse,
+    OutOfMemory,
+)
+from anyengine_server import (
+    ServerClient,
+    ServerOptions,
+    ServerProcess,
+    check_attached,
+    free_port,
+    is_attached,
+    load_tokenizer,
+    server_options,
+)
+
+from anyengine_tgi.arguments import launcher_arguments
+from anyengine_tgi.backend import TgiBackend
+from anyengine_tgi.errors import tgi_error
+from anyengine_tgi.launcher import PROGRAM, flags
+from anyengine_tgi.prompts import Prompts
+from anyengine_tgi.wire import GenerateResponse, Info
+
+if TYPE_CHECKING:
+    from anyengine.config import EngineConfig
+    from anyengine.hub import ModelFiles
+    from tokenizers import Tokenizer
+
+__all__ = ["load_backend"]
+
+#: Seconds that a launched server may be silent while something is awaited of it.
+_READ_TIMEOUT = 300.0
+#: Seconds for one question whether it is ready.
+_READY_SECONDS = 5.0
+#: Seconds that it is given to end by itself.
+_PATIENCE = 15.0
+
+
+async def load_backend(config: EngineConfig, model: ModelFiles) -> TgiBackend:
+    """Bring a backend up; see :class:`~anyengine_tgi.plugin.TgiPlugin`."""
+    tokenizer = await asyncio.to_thread(load_tokenizer, model)
+    if is_attached(config):
+        return await _attach(config, model, tokenizer)
+    return await _launch(config, model, tokenizer)
+
+
+async def _attach(config: EngineConfig, model: ModelFiles, tokenizer: Tokenizer) -> TgiBackend:
+    options, rest = server_options(config.native)
+    if rest or options.served_model is not None:
+        name = min(rest) if rest else "served_model"
+        raise InvalidConfig(f"native.{name}: is no option for a running server", field=f"native.{name}")
+    check_attached(config, "tgi", frozenset({"max_model_len", "scheduling.max_num_seqs"}))
+    client = ServerClient(options, tgi_error)
+    try:
+        return await _learn(config, model, tokenizer, client, None)
+    except BaseException as error:
+        with anyio.CancelScope(shield=True):
+            await client.aclose()
+        if isinstance(error, AnyEngineError) and not isinstance(error, (Misuse, EngineStartupError)):
+            raise EngineStartupError(f"cannot attach to {options.url}: {error.message}") from error
+        raise
+
+
+async def _launch(config: EngineConfig, model: ModelFiles, tokenizer: Tokenizer) -> TgiBackend:
+    program = shutil.which(PROGRAM)
+    arguments = launcher_arguments(config, model, os.environ)
+    if program is None:
+        raise EngineStartupError(
+            f"there is no {PROGRAM} here; run where TGI is installed (its container has it), or attach to a server: "
+            "native={'url': …}"
+        )
+    place = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="anyengine-tgi-"))
+    port, token = free_port(), secrets.token_hex(24)
+    own: dict[str, Any] = {
+        "hostname": "127.0.0.1",
+        "port": port,
+        "prometheus_port": free_port(),
+        "master_port": free_port(),
+        "shard_uds_path": str(place / "shard"),
+    }
+    # The key goes by a variable: a command line can be read by every user of the machine.
+    environment = {**os.environ, **arguments.environment, "API_KEY": token}
+    client = ServerClient(
+        ServerOptions(url=f"http://127.0.0.1:{port}", token=token, read_timeout=_READ_TIMEOUT), tgi_error
+    )
+    process: ServerProcess | None = None
+    try:
+        process = await ServerProcess.start(
+            [program, *flags(arguments.values | own)], name="tgi", environment=environment
+        )
+        await process.ready(lambda: _is_ready(client))
+        backend = await _learn(config, model, tokenizer, client, process, arguments.values.get("dtype"))
+    except BaseException as error:
+        with anyio.CancelScope(shield=True):
+            await client.aclose()
+            if process is not None:
+                await process.stop(_PATIENCE)
+            await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+        if isinstance(error, EngineDied):
+            raise _startup_error(error) from error
+        raise
+    backend.on_close(lambda: shutil.rmtree(place, ignore_errors=True))
+    return backend
+
+
+async def _is_ready(client: ServerClient) -> bool:
+    try:
+        await client.get("/health", timeout=_READY_SECONDS)
+    except (EngineDied, EngineUnresponsive):
+        return False  # not there yet, or not well yet
+    return True
+
+
+def _startup_error(error: EngineDied) -> AnyEngineError:
+    """What a launcher that ended means, by what it wrote last."""
+    text = "\n".join(error.log_tail)
+    if "out of memory" in text.lower() or "Not enough memory" in text:
+        return OutOfMemory(
+            f"memory did not suffice: {error.message}; give more (kv_cache.gpu_memory_fraction), or ask for less "
+            "(kv_cache.capacity_tokens, max_model_len, scheduling.max_num_batched_tokens)"
+        )
+    last = [line for line in error.log_tail if "ERROR" in line or "Error" in line]
+    words = f": {last[-1].strip()}" if last else ""
+    return EngineStartupError(f"TGI did not come up: {error.message}{words}")
+
+
+async def _learn(
+    config: EngineConfig,
+    model: ModelFiles,
+    tokenizer: Tokenizer,
+    client: ServerClient,
+    process: ServerProcess | None,
+    dtype: str | None = None,
+) -> TgiBackend:
+    """Ask the server what it is, and whether it counts tokens as we do."""
+    info = await client.get_json("/info", Info)
+    prompts = Prompts(tokenizer, client)
+    await prompts.probe(model.name)
+    launched = process is not None
+    prefill = bool(config.native.get("enable_prefill_logprobs")) if launched else await _gives_prefill(client)
+    grammars = not (launched and config.native.get("disable_grammar_support"))
+    return TgiBackend(
+        config,
+        model,
+        info,
+        client=client,
+        prompts=prompts,
+        process=process,
+        dtype=dtype,
+        prefill=prefill,
+        grammars=grammars,
+    )
+
+
+async def _gives_prefill(client: ServerClient) -> bool:
+    """Whether a running server was started with ``--enable-prefill-logprobs``: a prompt of one token shows it."""
+    body = {"inputs": "a b", "parameters": {"max_new_tokens": 1, "decoder_input_details": True}}
+    answer = await client.post_json("/generate", body, GenerateResponse)
+    return answer.details is not None and any(token.logprob is not None for token in answer.details.prefill)
