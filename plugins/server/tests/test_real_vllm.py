@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from anyengine import Engine, SamplingParams
 from anyengine.backend import EngineDescription, EnginePlugin
 from anyengine.errors import EngineDied, InvalidConfig, UnsupportedParameter
+from anyengine.worker.supervisor import descendants
 from anyengine_server import VLLM, ServerClient, ServerOptions, ServerProcess, attach, free_port
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
@@ -207,6 +209,7 @@ async def test_a_server_that_is_killed_ends_the_stream(server: Any, storyteller:
             async with loaded.stream(PROMPT, sampling=GREEDY, max_tokens=480, ignore_eos=True) as stream:
                 chunks = aiter(stream)
                 await anext(chunks)
-                await server[1].stop(patience=0.1)
+                for pid in descendants(server[1].pid):
+                    os.kill(pid, signal.SIGKILL)
                 async for _ in chunks:
                     pass
