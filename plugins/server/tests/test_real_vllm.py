@@ -10,22 +10,13 @@ from typing import Any
 
 import pytest
 from anyengine import Engine, SamplingParams
-from anyengine.backend import EngineDescription, EnginePlugin
 from anyengine.errors import EngineDied, InvalidConfig, UnsupportedParameter
 from anyengine.worker.supervisor import descendants
-from anyengine_server import VLLM, ServerClient, ServerOptions, ServerProcess, attach, free_port
+from anyengine_server import ServerClient, ServerOptions, ServerProcess, free_port
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 GREEDY = SamplingParams(temperature=0)
 PROMPT = "Once upon a time"
-
-
-class Attaching(EnginePlugin):
-    def describe(self) -> EngineDescription:
-        return EngineDescription(name="vllm", plugin_version="0", in_process=True, capabilities=VLLM.capabilities())
-
-    async def load(self, config: Any, model: Any) -> Any:
-        return await attach(config, model, VLLM, engine="vllm")
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +71,7 @@ async def server(interpreter: Path, storyteller: Path):
 @pytest.fixture
 async def engine(server: Any, storyteller: Path):
     native = {"url": server[0], "token": "secret"}
-    async with Engine.load(Attaching(), str(storyteller), native=native) as loaded:
+    async with Engine.load("vllm", str(storyteller), native=native) as loaded:
         yield loaded
 
 
@@ -188,7 +179,7 @@ async def test_refusals(engine: Engine, server: Any, storyteller: Path):
             await engine.generate(PROMPT, max_tokens=3, **options)
     with pytest.raises(InvalidConfig, match="max_model_len"):
         async with Engine.load(
-            Attaching(), str(storyteller), native={"url": server[0], "token": "secret"}, max_model_len=1000
+            "vllm", str(storyteller), native={"url": server[0], "token": "secret"}, max_model_len=1000
         ):
             pass
 
@@ -204,7 +195,7 @@ async def test_many_at_once(engine: Engine, expected: Engine):
 async def test_a_server_that_is_killed_ends_the_stream(server: Any, storyteller: Path):
     # The last test of this module: the server is gone afterwards.
     native = {"url": server[0], "token": "secret"}
-    async with Engine.load(Attaching(), str(storyteller), native=native) as loaded:
+    async with Engine.load("vllm", str(storyteller), native=native) as loaded:
         with pytest.raises(EngineDied):  # noqa: PT012 the block is what is looked at
             async with loaded.stream(PROMPT, sampling=GREEDY, max_tokens=480, ignore_eos=True) as stream:
                 chunks = aiter(stream)
