@@ -2,10 +2,10 @@ import json
 
 import pytest
 from anyengine import EngineConfig
+from anyengine.backend.devices import check_visible_devices
+from anyengine.backend.memory import free_fraction, weight_bytes
 from anyengine.errors import InvalidConfig, ModelNotFound, OutOfMemory, UnsupportedParameter
 from anyengine_trtllm.checkpoint import adapter_rank, own_quantization
-from anyengine_trtllm.checks import check_process
-from anyengine_trtllm.memory import free_fraction, weight_bytes
 from anyengine_trtllm.options import parse_options
 from msgspec.structs import replace
 
@@ -239,9 +239,9 @@ def test_a_process_with_other_devices_is_refused(monkeypatch):
     config = EngineConfig(devices=[1])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(InvalidConfig):
-        check_process(config)
+        check_visible_devices(config)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    check_process(config)
+    check_visible_devices(config)
 
 
 def test_speculation_that_is_right_only_at_temperature_0_is_known():

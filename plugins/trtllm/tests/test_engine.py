@@ -6,6 +6,7 @@ import json
 import pytest
 from anyengine import Engine, SamplingParams
 from anyengine.backend import TokenRequest
+from anyengine.backend.logits import row_logprobs
 from anyengine.errors import EngineDied, EngineStartupError, Failure, InvalidConfig, InvalidRequest, PluginError
 from anyengine_trtllm import outputs, plugin
 
@@ -197,7 +198,7 @@ async def test_log_probabilities_are_the_log_softmax_of_each_row(simulation):
     logits = np.random.default_rng(1).normal(size=(130, 9)).astype(np.float32)
     expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     tokens = [int(number) for number in np.arange(130) % 9]
-    entries = outputs.row_logprobs(simulation.Tensor(logits), tokens, 3)
+    entries = row_logprobs(simulation.Tensor(logits), tokens, 3)
     assert [entry.token_id for entry in entries] == tokens
     for entry, row in zip(entries, expected, strict=True):
         best = np.argsort(-row)[:3].tolist()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyengine.backend import Backend, BackendInfo, DeltaCollector, TokenDelta, TokenRequest
+from anyengine.backend.logits import row_logprobs
 from anyengine.errors import EngineClosed, EngineDied, InvalidConfig, PluginError, UnsupportedCapability
 from anyengine.outputs import Score
 from anyengine.request import SamplingParams
@@ -227,7 +228,7 @@ class TrtllmBackend(Backend):
         if rows is None or len(rows) != len(prompt):
             given = "no logits" if rows is None else f"{len(rows)} rows of logits"
             raise PluginError(f"TensorRT-LLM returned {given} for {len(prompt)} prompt tokens")
-        entries = await asyncio.to_thread(outputs.row_logprobs, rows, [*prompt[1:], last], logprobs)
+        entries = await asyncio.to_thread(row_logprobs, rows, [*prompt[1:], last], logprobs)
         return Score(list(token_ids), [None, *entries])
 
     async def abort(self, request_id: str) -> None:

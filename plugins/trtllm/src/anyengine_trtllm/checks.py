@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from anyengine.errors import InvalidConfig, UnsupportedParameter
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
     from anyengine_trtllm.options import Options
 
-__all__ = ["KV_CACHE_DTYPES", "check_config", "check_process", "unsupported"]
+__all__ = ["KV_CACHE_DTYPES", "check_config", "unsupported"]
 
 #: Element types of the cache, beside ``auto``; the backend that runs built engines has ``auto`` only.
 KV_CACHE_DTYPES = frozenset({"fp8", "nvfp4"})
@@ -80,20 +79,3 @@ def _check_speculative(config: EngineConfig, options: Options) -> None:
         )
     if config.lora is not None:
         raise unsupported("lora", "with speculative it is nowhere documented what adapters do to drafts")
-
-
-def check_process(config: EngineConfig) -> None:
-    """What has to be true of this process before TensorRT-LLM starts its own.
-
-    Raises:
-        InvalidConfig: the devices are not those that were asked for.
-    """
-    if config.devices is None:
-        return
-    wanted = ",".join(map(str, config.devices))
-    if os.environ.get("CUDA_VISIBLE_DEVICES") != wanted:
-        raise InvalidConfig(
-            f"devices: this process does not run with CUDA_VISIBLE_DEVICES={wanted}; load in a worker process "
-            "(isolation='process'), which does",
-            field="devices",
-        )

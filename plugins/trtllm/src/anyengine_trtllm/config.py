@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from anyengine.backend.memory import free_fraction, weight_bytes
 from anyengine.errors import InvalidConfig
 
 from anyengine_trtllm.capabilities import QUANTIZATION
 from anyengine_trtllm.checkpoint import adapter_rank, own_quantization
 from anyengine_trtllm.checks import unsupported
-from anyengine_trtllm.memory import free_fraction, weight_bytes
 from anyengine_trtllm.options import NESTED, SPECULATION
 
 if TYPE_CHECKING:

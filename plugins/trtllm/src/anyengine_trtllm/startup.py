@@ -7,8 +7,10 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from anyengine.backend.devices import check_visible_devices
+
 from anyengine_trtllm import built
-from anyengine_trtllm.checks import check_config, check_process
+from anyengine_trtllm.checks import check_config
 from anyengine_trtllm.config import engine_arguments
 from anyengine_trtllm.errors import load_error
 from anyengine_trtllm.library import Library, load_library
@@ -47,7 +49,7 @@ async def start(config: EngineConfig, model: ModelFiles) -> Running:
     """
     options = parse_options(config)
     check_config(config, options)
-    check_process(config)
+    check_visible_devices(config)
     work = asyncio.ensure_future(asyncio.to_thread(_build, config, model, options))
     try:
         return await asyncio.shield(work)

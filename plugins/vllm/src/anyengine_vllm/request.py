@@ -6,6 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
+from anyengine.backend.seeds import in_32_bits
 from anyengine.errors import InvalidRequest, UnsupportedParameter
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def sampling_params(library: Library, request: TokenRequest, *, streaming: bool)
         repetition_penalty=wanted.repetition_penalty,
         presence_penalty=wanted.presence_penalty,
         frequency_penalty=wanted.frequency_penalty,
-        seed=None if wanted.seed is None else _in_32_bits(wanted.seed),
+        # torch's generator for CPUs looks at the lower 32 bits only.
+        seed=None if wanted.seed is None else in_32_bits(wanted.seed),
         logit_bias=None if wanted.logit_bias is None else dict(wanted.logit_bias),
         allowed_token_ids=None if wanted.allowed_token_ids is None else list(wanted.allowed_token_ids),
         max_tokens=request.max_tokens,
@@ -77,18 +79,6 @@ def sampling_params(library: Library, request: TokenRequest, *, streaming: bool)
         skip_clone=True,
         _bad_words_token_ids=bad_words or None,
     )
-
-
-def _in_32_bits(seed: int) -> int:
-    """A seed that torch's generator for CPUs can tell apart: of larger ones it looks at the lower 32 bits only.
-
-    Larger ones are mixed down (splitmix64; Steele, Lea and Flood 2014), smaller ones stay as they are.
-    """
-    if seed < 2**32:
-        return seed
-    seed = (seed ^ seed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    seed = (seed ^ seed >> 27) * 0x94D049BB133111EB % 2**64
-    return (seed ^ seed >> 31) % 2**32
 
 
 def structured(library: Library, wanted: Structured) -> Any:

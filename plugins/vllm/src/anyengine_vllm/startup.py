@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyengine.errors import EngineStartupError, InvalidConfig, UnsupportedParameter
+from anyengine.backend.devices import check_visible_devices
+from anyengine.errors import EngineStartupError, UnsupportedParameter
 
 from anyengine_vllm import versions
 from anyengine_vllm.checks import check_native
@@ -130,14 +130,7 @@ def _device(library: Library) -> str:
 
 def _check_process(config: EngineConfig, library: Library) -> None:
     """What has to be true of this process before vLLM starts its own."""
-    if config.devices is not None:
-        wanted = ",".join(map(str, config.devices))
-        if os.environ.get("CUDA_VISIBLE_DEVICES") != wanted:
-            raise InvalidConfig(
-                f"devices: this process does not run with CUDA_VISIBLE_DEVICES={wanted}; load in a worker process "
-                "(isolation='process'), which does",
-                field="devices",
-            )
+    check_visible_devices(config)
     if config.determinism != "none" and not library.platform.has_device_capability(_BATCH_INVARIANT_SINCE):
         raise UnsupportedParameter(
             "determinism: vLLM's batch-invariant kernels need a GPU of compute capability 9.0 or more",

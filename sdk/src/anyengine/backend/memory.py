@@ -1,4 +1,7 @@
-"""From a share of a device's total memory to TensorRT-LLM's share of what is free once the model is loaded."""
+"""From a share of a device's total memory to a share of what is free once the model is loaded.
+
+For engines that give their cache a fraction of the memory that the weights leave (TensorRT-LLM, LMDeploy).
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ def weight_bytes(folder: Path, *, devices: int) -> int:
 
 
 def free_fraction(share: float, *, total: int, free: int, weights: int) -> float:
-    """The value of ``free_gpu_memory_fraction`` with which weights and cache together take a share of the device.
+    """The share of what is left for the cache with which weights and cache together take a share of the device.
 
-    TensorRT-LLM gives the cache a fraction of what is free after the weights are there, so of ``free - weights``; of
-    the ``share * total`` that was asked for, ``share * total - weights`` is left for it. Activations are not counted:
-    they come out of what TensorRT-LLM leaves free.
+    The cache gets a fraction of what is free after the weights are there, so of ``free - weights``; of the
+    ``share * total`` that was asked for, ``share * total - weights`` is left for it. Activations are not counted: they
+    come out of what the engine leaves free.
 
     Args:
         share: of the device's total memory, in (0, 1].
