@@ -1,0 +1,121 @@
+"""What a configuration may not ask of LMDeploy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from anyengine.errors import InvalidConfig, UnsupportedParameter
+
+from anyengine_lmdeploy.options import needs_pytorch
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from anyengine.config import EngineConfig
+    from anyengine.hub import ModelFiles
+
+    from anyengine_lmdeploy.options import BackendName
+
+__all__ = ["KV_CACHE_DTYPES", "check_config", "unsupported"]
+
+#: Element types of the cache → LMDeploy's ``quant_policy``, by backend.
+KV_CACHE_DTYPES: dict[BackendName, dict[str, int]] = {
+    "turbomind": {"auto": 0, "int4": 4, "int8": 8},
+    "pytorch": {"auto": 0, "int4": 4, "int8": 8, "fp8": 16, "fp8_e4m3": 16, "fp8_e5m2": 17},
+}
+
+#: Compute capability from which LMDeploy quantises to fp8 while loading.
+_FP8_SINCE = 90
+
+
+def unsupported(name: str, message: str, supported: Collection[str] = ()) -> UnsupportedParameter:
+    """The refusal of a field, its name first."""
+    return UnsupportedParameter(f"{name}: {message}", field=name, supported=supported)
+
+
+def check_config(config: EngineConfig, model: ModelFiles, backend: BackendName, torch: Any) -> None:
+    """Refuse what the backend does not have, and what contradicts itself.
+
+    Args:
+        config: within the declared capabilities.
+        model: the checkpoint.
+        backend: the one that will run it.
+        torch: to ask for the devices.
+
+    Raises:
+        UnsupportedParameter, InvalidConfig: names the field.
+    """
+    field = needs_pytorch(config)
+    if backend == "turbomind" and field is not None:
+        raise unsupported(field, "LMDeploy has it on its pytorch backend only; give native.backend='pytorch'")
+    _check_cache(config, backend)
+    if model.tokenizer_path != model.path:
+        raise unsupported("tokenizer", "LMDeploy reads the tokenizer in the model's own folder and takes no other")
+    if config.dtype == "auto" and _own_dtype(model) not in {"bfloat16", "float16"}:
+        raise unsupported(
+            "dtype",
+            f"the checkpoint is {_own_dtype(model) or 'of no stated dtype'}, which LMDeploy would turn into float16; "
+            "choose one",
+            {"bfloat16", "float16"},
+        )
+    wanted = config.parallel.tensor
+    if config.devices is not None and len(config.devices) < wanted:
+        raise InvalidConfig(
+            f"devices: names {len(config.devices)} devices, and parallel.tensor needs {wanted}", field="devices"
+        )
+    if torch.cuda.device_count() < wanted:
+        raise InvalidConfig(
+            f"parallel.tensor: needs {wanted} devices, and {torch.cuda.device_count()} are here",
+            field="parallel.tensor",
+        )
+    _check_quantization(config, model, torch)
+    _check_speculative(config, model)
+
+
+def _check_cache(config: EngineConfig, backend: BackendName) -> None:
+    kv_cache = config.kv_cache
+    dtypes = KV_CACHE_DTYPES[backend]
+    if kv_cache.dtype not in dtypes:
+        raise unsupported("kv_cache.dtype", f"there is no {kv_cache.dtype!r} on the {backend} backend", dtypes)
+    if kv_cache.gpu_memory_fraction is not None and kv_cache.capacity_tokens is not None:
+        raise InvalidConfig(
+            "kv_cache.capacity_tokens: it is instead of gpu_memory_fraction; give one of the two",
+            field="kv_cache.capacity_tokens",
+        )
+    size = kv_cache.block_size
+    if size is not None and (size < 16 or size & (size - 1)):  # noqa: PLR2004 LMDeploy's own bound
+        raise unsupported("kv_cache.block_size", f"a power of 2 of at least 16, not {size}")
+
+
+def _own_dtype(model: ModelFiles) -> str | None:
+    own = model.config.get("torch_dtype") or model.config.get("dtype")
+    return own if isinstance(own, str) else None
+
+
+def _check_quantization(config: EngineConfig, model: ModelFiles, torch: Any) -> None:
+    if config.quantization is None:
+        return
+    own: Any = model.config.get("quantization_config")
+    if own:
+        # LMDeploy would warn, and load the checkpoint as it is.
+        raise unsupported("quantization", f"the checkpoint is quantised already ({own.get('quant_method')})")
+    major, minor = torch.cuda.get_device_capability()
+    if major * 10 + minor < _FP8_SINCE:
+        raise unsupported("quantization", "LMDeploy needs a GPU of compute capability 9.0 or more for fp8")
+
+
+def _check_speculative(config: EngineConfig, model: ModelFiles) -> None:
+    wanted = config.speculative
+    if wanted is None:
+        return
+    if wanted.method == "mtp":
+        if wanted.model is not None:
+            raise InvalidConfig(
+                "speculative.model: the layers of method 'mtp' are part of the model itself", field="speculative.model"
+            )
+    elif model.draft is None:
+        raise InvalidConfig(
+            f"speculative.model: method {wanted.method!r} needs the proposer's checkpoint", field="speculative.model"
+        )
+    if config.lora is not None:
+        raise unsupported("lora", "what adapters do to drafts is not known; load without speculative")

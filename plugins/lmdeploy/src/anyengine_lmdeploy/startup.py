@@ -1,0 +1,170 @@
+"""Bringing LMDeploy up, and leaving nothing behind where that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from anyengine.backend.devices import check_visible_devices
+from anyengine.errors import EngineStartupError
+
+from anyengine_lmdeploy.checks import check_config
+from anyengine_lmdeploy.config import Arguments, engine_arguments
+from anyengine_lmdeploy.errors import load_error
+from anyengine_lmdeploy.library import Library, load_library
+from anyengine_lmdeploy.options import BackendName, check_arguments, needs_pytorch, parse_options
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from anyengine.config import EngineConfig
+    from anyengine.hub import ModelFiles
+
+    from anyengine_lmdeploy.options import Options
+
+__all__ = ["Running", "start", "stop"]
+
+#: Seconds that the loop of the engine in PyTorch may take to end.
+_GRACE = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """An engine that is up.
+
+    Attributes:
+        engine: ``AsyncEngine``.
+        library: LMDeploy's classes.
+        arguments: what it was started with.
+    """
+
+    engine: Any
+    library: Library
+    arguments: Arguments
+
+    @property
+    def backend(self) -> BackendName:
+        """Which of the two engines it is."""
+        return self.arguments.backend
+
+
+async def start(config: EngineConfig, model: ModelFiles) -> Running:
+    """Load a model; ready when this returns.
+
+    Raises:
+        UnsupportedParameter, InvalidConfig: a field cannot be honoured.
+        OutOfMemory, EngineStartupError: LMDeploy did not come up.
+    """
+    options = parse_options(config)
+    check_visible_devices(config)
+    log: list[str] = []
+    work = asyncio.ensure_future(asyncio.to_thread(_build, config, model, options, log))
+    try:
+        running = await asyncio.shield(work)
+    except asyncio.CancelledError:
+        # The thread cannot be interrupted; what comes up late is ended at once.
+        work.add_done_callback(_discard)
+        raise
+    except BaseException as error:
+        mapped = load_error(error, log)
+        if mapped is None or mapped is error:
+            raise
+        raise mapped from error
+    # The engine in PyTorch belongs to the loop that it is started on; TurboMind has threads of its own.
+    running.engine.start_loop(asyncio.get_running_loop(), use_async_api=True)
+    return running
+
+
+def _build(config: EngineConfig, model: ModelFiles, options: Options, log: list[str]) -> Running:
+    """Blocks for as long as the model loads."""
+    library = load_library()
+    backend = _chosen(config, model, options, library)
+    check_config(config, model, backend, library.torch)
+    arguments = engine_arguments(config, model, options, backend, library.device_memory)
+    check_arguments(options.arguments, library.argument_names[backend] | {"speculative_config"}, backend)
+    with _errors_of("lmdeploy", log):
+        try:
+            engine = library.async_engine(
+                str(model.path),
+                backend=backend,
+                backend_config=library.configurations[backend](**arguments.config),
+                speculative_config=None
+                if arguments.speculative is None
+                else library.speculative_config(**arguments.speculative),
+                **arguments.engine,
+            )
+        except SystemExit as error:
+            # Its checks end the process. In a thread that would reach nobody who knows what to do.
+            raise load_error(error, log) or EngineStartupError("LMDeploy did not come up") from error
+    running = Running(engine=engine, library=library, arguments=arguments)
+    _check_dtype(config, running)
+    return running
+
+
+def _chosen(config: EngineConfig, model: ModelFiles, options: Options, library: Library) -> BackendName:
+    """TurboMind where it has everything that is asked for, as LMDeploy's own pipeline does."""
+    if options.backend is not None:
+        return options.backend
+    if needs_pytorch(config) is not None or "speculative_config" in options.arguments:
+        return "pytorch"
+    try:
+        return "turbomind" if library.turbomind_runs(str(model.path), config.trust_remote_code) else "pytorch"
+    except Exception as error:
+        raise load_error(error, ()) or error from error
+
+
+def _check_dtype(config: EngineConfig, running: Running) -> None:
+    """TurboMind takes another dtype with a warning where it has no kernel."""
+    got = str(running.engine.backend_config.dtype)
+    if config.dtype not in {"auto", got} and running.backend == "turbomind":
+        raise EngineStartupError(f"dtype: LMDeploy would compute in {got} here, not in {config.dtype}")
+
+
+@contextlib.contextmanager
+def _errors_of(name: str, lines: list[str]) -> Generator[None]:
+    """What a logger says at level ERROR or above, line by line."""
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.extend(record.getMessage().splitlines())
+
+    handler = Collector(logging.ERROR)
+    logger = logging.getLogger(name)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _discard(work: asyncio.Future[Running]) -> None:
+    if not work.cancelled() and work.exception() is None:
+        work.get_loop().run_in_executor(None, work.result().engine.close)
+
+
+async def stop(running: Running) -> None:
+    """End the engine. Idempotent."""
+    engine = running.engine
+    if running.backend == "pytorch":
+        # It cancels its own loop, on the loop that both live on; what it holds goes when that has ended.
+        inner = engine.engine
+        engine.close()
+        await asyncio.wait([asyncio.ensure_future(_ended(inner))], timeout=_GRACE)
+    else:
+        await asyncio.to_thread(engine.close)
+    await asyncio.to_thread(_release, running.library.torch)
+
+
+async def _ended(inner: Any) -> None:
+    with contextlib.suppress(asyncio.CancelledError):
+        await inner.wait_tasks()
+
+
+def _release(torch: Any) -> None:
+    """Device memory that nothing refers to any more."""
+    gc.collect()
+    torch.cuda.empty_cache()
