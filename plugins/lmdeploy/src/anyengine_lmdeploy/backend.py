@@ -16,7 +16,7 @@ from anyengine.request import SamplingParams
 from anyengine_lmdeploy import outputs
 from anyengine_lmdeploy import request as requests
 from anyengine_lmdeploy.capabilities import narrowed
-from anyengine_lmdeploy.config import BLOCK_SIZE, RESERVED_BLOCKS
+from anyengine_lmdeploy.config import RESERVED_BLOCKS, block_size
 from anyengine_lmdeploy.errors import request_error
 from anyengine_lmdeploy.startup import Running, start, stop
 from anyengine_lmdeploy.stats import Recorder, Timer
@@ -86,19 +86,16 @@ class LMDeployBackend(Backend):
         self._ids = count()
         self._live: dict[str, _Live] = {}
         self._closed = False
-        self._formats: dict[str, dict[str, Any]] = {}
         self._recorder = Recorder(self._library.queued, self._library.scheduled)
         self._prefix_caching = bool(self._engine.backend_config.enable_prefix_caching)
-        self._block_size = int(config.kv_cache.block_size or BLOCK_SIZE)
+        self._block_size = block_size(config)
         self._capacity = self._capacity_tokens()
         self._info = self._describe(model)
 
     def _capacity_tokens(self) -> int | None:
-        if self._backend == "pytorch":
-            return (int(self._engine.backend_config.num_gpu_blocks) - RESERVED_BLOCKS) * self._block_size
-        if self._config.kv_cache.capacity_tokens is None:
-            return None  # TurboMind does not say how many blocks a share of memory came to
-        return -(-self._config.kv_cache.capacity_tokens // self._block_size) * self._block_size
+        if self._backend == "turbomind":
+            return None  # it does not say how many blocks a share of memory came to
+        return (int(self._engine.backend_config.num_gpu_blocks) - RESERVED_BLOCKS) * self._block_size
 
     def _describe(self, model: ModelFiles) -> BackendInfo:
         vocab_size = int(model.config["vocab_size"])
@@ -110,7 +107,9 @@ class LMDeployBackend(Backend):
         else:
             dtype = str(settings.dtype)
         return BackendInfo(
-            capabilities=narrowed(self._config, self._backend, vocab_size=vocab_size, speculates=self._speculates),
+            capabilities=narrowed(
+                self._config, model, self._backend, vocab_size=vocab_size, speculates=self._speculates
+            ),
             max_model_len=length,
             vocab_size=vocab_size,
             max_num_seqs=int(settings.max_batch_size),
@@ -138,43 +137,29 @@ class LMDeployBackend(Backend):
             raise InvalidRequest(f"{field}: {error}", field=field) from error
 
     def stream(self, request: TokenRequest) -> AsyncIterator[TokenDelta]:
-        return self._submit(request, streaming=True)
-
-    async def generate(self, request: TokenRequest) -> TokenDelta:
-        total = TokenDelta([], None if request.logprobs is None else [])
-        async for delta in self._submit(request, streaming=False):
-            total.token_ids += delta.token_ids
-            if total.logprobs is not None:
-                total.logprobs += delta.logprobs or []
-            total.finish = delta.finish
-        return total
-
-    def _submit(self, request: TokenRequest, *, streaming: bool) -> DeltaCollector:
         collector = DeltaCollector()
         if self._closed:
             collector.put(outputs.aborted(request))
             return collector
         live = self._live[request.id] = _Live()
-        timer = Timer(self._recorder, len(request.prompt_token_ids), timed=streaming)
+        timer = Timer(self._recorder, len(request.prompt_token_ids))
 
         def ended(task: asyncio.Task[None]) -> None:
             del self._live[request.id]
             if task.cancelled():  # it waited for a handle, or was about to: nothing had begun
                 self._end(request, collector, timer)
 
-        live.task = asyncio.create_task(self._serve(request, live, collector, timer, streaming=streaming))
+        live.task = asyncio.create_task(self._serve(request, live, collector, timer))
         live.task.add_done_callback(ended)
         return collector
 
-    async def _serve(
-        self, request: TokenRequest, live: _Live, collector: DeltaCollector, timer: Timer, *, streaming: bool
-    ) -> None:
+    async def _serve(self, request: TokenRequest, live: _Live, collector: DeltaCollector, timer: Timer) -> None:
         """Run one request from its handle to its end."""
         # After a sleep LMDeploy has another pool.
         pool = self._engine.session_mgr.request_handle_pool
         handle = await pool.get()
         try:
-            ended = await self._compute(request, live, handle, collector, timer, streaming=streaming)
+            ended = await self._compute(request, live, handle, collector, timer)
             if not ended:
                 if not live.aborted:
                     raise PluginError("LMDeploy ended a request without saying so")
@@ -190,14 +175,7 @@ class LMDeployBackend(Backend):
         collector.put(delta)
 
     async def _compute(
-        self,
-        request: TokenRequest,
-        live: _Live,
-        handle: Any,
-        collector: DeltaCollector,
-        timer: Timer,
-        *,
-        streaming: bool,
+        self, request: TokenRequest, live: _Live, handle: Any, collector: DeltaCollector, timer: Timer
     ) -> bool:
         """Everything that a handle does for a request; true if the last delta is out."""
         prompt_logprobs: list[TokenLogprobs | None] | None = None
@@ -208,15 +186,12 @@ class LMDeployBackend(Backend):
         reader = outputs.Reader(
             request,
             self._library.statuses,
-            prefix_caching=self._prefix_caching,
             prompt_logprobs=prompt_logprobs,
         )
         wanted = None if request.structured is None else response_format(request.structured, self._library.grammar)
         config = requests.generation_config(self._library, request, self._backend, wanted)
         ended = False
-        async for output in self._outputs(
-            live, handle, request.prompt_token_ids, config, lora=request.lora, streaming=streaming
-        ):
+        async for output in self._outputs(live, handle, request.prompt_token_ids, config, lora=request.lora):
             if ended:
                 continue  # read to its end, so that the handle is free
             if wanted is not None and config.response_format is None:
@@ -239,12 +214,11 @@ class LMDeployBackend(Backend):
         config: Any,
         *,
         lora: str | None = None,
-        streaming: bool = False,
     ) -> AsyncGenerator[Any]:
         """LMDeploy's outputs of one run."""
         live.session = next(self._sessions)
         generator = handle.async_stream_infer(
-            live.session, input_ids=list(token_ids), gen_config=config, adapter_name=lora, stream_output=streaming
+            live.session, input_ids=list(token_ids), gen_config=config, adapter_name=lora, stream_output=True
         )
         live.handle = handle
         try:

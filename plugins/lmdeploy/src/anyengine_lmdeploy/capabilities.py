@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anyengine.capabilities import Capabilities, Conflict
 from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from anyengine.config import EngineConfig
+    from anyengine.hub import ModelFiles
 
     from anyengine_lmdeploy.options import BackendName
 
-__all__ = ["MAX_LOGPROBS", "declared", "narrowed"]
+__all__ = ["MAX_LOGPROBS", "declared", "fits_fp8", "narrowed"]
 
 #: The SDK's own bound.
 MAX_LOGPROBS = 1000
@@ -75,6 +76,9 @@ _PREFIXES = Conflict(
     "what comes out of TurboMind's prefix cache is not computed, and has no log-probabilities",
 )
 
+#: Side of the blocks of weights that share a scale (``lmdeploy/pytorch/config.py``).
+_FP8_BLOCK = 128
+
 #: Mapped, and never run by the authors of this package: see README.md.
 UNPROVEN = frozenset({"devices", "eagle", "eagle3", "mtp", "trust_remote_code"})
 
@@ -104,11 +108,29 @@ def declared() -> Capabilities:
     )
 
 
-def narrowed(config: EngineConfig, backend: BackendName, *, vocab_size: int, speculates: bool) -> Capabilities:
+def fits_fp8(model: ModelFiles) -> bool:
+    """Whether LMDeploy can quantise a model to fp8 while loading: in blocks of 128, without a part of one."""
+    facts: dict[str, Any] = model.config
+    heads = int(facts.get("num_attention_heads") or 0)
+    hidden = int(facts.get("hidden_size") or 0)
+    size = int(facts.get("head_dim") or (hidden // heads if heads else 0))
+    widths = (
+        hidden,
+        facts.get("intermediate_size") or 0,
+        heads * size,
+        int(facts.get("num_key_value_heads") or heads) * size,
+    )
+    return all(width > 0 and width % _FP8_BLOCK == 0 for width in map(int, widths))
+
+
+def narrowed(
+    config: EngineConfig, model: ModelFiles, backend: BackendName, *, vocab_size: int, speculates: bool
+) -> Capabilities:
     """Of one loaded engine.
 
     Args:
         config: what it was loaded with.
+        model: the checkpoint.
         backend: what runs it.
         vocab_size: of the model.
         speculates: whether tokens are drafted.
@@ -117,17 +139,21 @@ def narrowed(config: EngineConfig, backend: BackendName, *, vocab_size: int, spe
     request, sampling = _REQUEST[backend], _OF[backend]
     if config.lora is None:
         request -= {"lora"}
+    fields = every.config
+    if backend == "turbomind":
+        fields -= {"execution", "kv_cache.capacity_tokens", "lora"}
     if config.parallel.tensor > 1:
         # The hooks on the logits live in this process, and several devices have processes of their own.
         sampling -= {"allowed_token_ids", "logit_bias"}
     narrow = replace(
         every,
+        config=fields,
         sampling=sampling,
         request=request,
         max_logprobs=min(MAX_LOGPROBS, vocab_size),
         conflicts=(*CONFLICTS, _PREFIXES) if backend == "turbomind" else CONFLICTS,
         score=backend == "pytorch" or not config.kv_cache.prefix_caching,
-        quantization=every.quantization if backend == "pytorch" else frozenset(),
+        quantization=every.quantization if backend == "pytorch" and fits_fp8(model) else frozenset(),
         speculative=every.speculative if backend == "pytorch" else frozenset(),
     )
     if speculates:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyengine.errors import InvalidConfig, UnsupportedParameter
 
+from anyengine_lmdeploy.capabilities import fits_fp8
 from anyengine_lmdeploy.options import needs_pytorch
 
 if TYPE_CHECKING:
@@ -102,6 +103,10 @@ def _check_quantization(config: EngineConfig, model: ModelFiles, torch: Any) -> 
     major, minor = torch.cuda.get_device_capability()
     if major * 10 + minor < _FP8_SINCE:
         raise unsupported("quantization", "LMDeploy needs a GPU of compute capability 9.0 or more for fp8")
+    if not fits_fp8(model):
+        raise unsupported(
+            "quantization", "LMDeploy needs widths that are multiples of 128 for fp8, and this model has others"
+        )
 
 
 def _check_speculative(config: EngineConfig, model: ModelFiles) -> None:

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
     from anyengine_lmdeploy.options import BackendName, Options
 
-__all__ = ["BLOCK_SIZE", "RESERVED_BLOCKS", "Arguments", "engine_arguments", "max_model_len"]
+__all__ = ["RESERVED_BLOCKS", "Arguments", "block_size", "engine_arguments", "max_model_len"]
 
 #: LMDeploy's own default on both backends, in tokens.
 BLOCK_SIZE = 64
 
 #: Blocks that the engine in PyTorch keeps for itself (``num_reserved_gpu_blocks``).
 RESERVED_BLOCKS = 1
+
+#: Fewer it refuses (``EngineChecker``).
+FEWEST_BLOCKS = 16
 
 #: Multi-token prediction goes by the family of the model: part of its ``model_type`` → LMDeploy's method.
 _MTP = {"deepseek": "deepseek_mtp", "qwen3_5": "qwen3_5_mtp", "hunyuan": "hy3_mtp", "hy_v3": "hy3_mtp"}
@@ -69,7 +72,7 @@ def engine_arguments(
     values: dict[str, Any] = {
         "dtype": config.dtype,
         "tp": config.parallel.tensor,
-        "session_len": max_model_len(config, model, backend),
+        "session_len": max_model_len(config, model),
         "enable_prefix_caching": bool(config.kv_cache.prefix_caching),
         "quant_policy": KV_CACHE_DTYPES[backend][config.kv_cache.dtype],
         # Statistics, and how many prompt tokens came out of the cache.
@@ -81,7 +84,7 @@ def engine_arguments(
         "block_size" if backend == "pytorch" else "cache_block_seq_len": config.kv_cache.block_size,
     }
     values |= {name: value for name, value in optional.items() if value is not None}
-    values |= _capacity(config, model, backend, device_memory)
+    values |= _capacity(config, model, device_memory)
     if backend == "pytorch":
         # Raw ones, of the model's own distribution; LMDeploy's default is none at all.
         values |= {"logprobs_mode": "raw_logprobs", "device_type": "cuda"}
@@ -103,7 +106,15 @@ def engine_arguments(
     )
 
 
-def max_model_len(config: EngineConfig, model: ModelFiles, backend: BackendName) -> int:
+def block_size(config: EngineConfig) -> int:
+    """As asked; else LMDeploy's own, or smaller where the cache would have too few blocks of that."""
+    wanted, capacity = config.kv_cache.block_size, config.kv_cache.capacity_tokens
+    if wanted is not None or capacity is None:
+        return wanted or BLOCK_SIZE
+    return next((size for size in (BLOCK_SIZE, 32) if capacity >= size * FEWEST_BLOCKS), 16)
+
+
+def max_model_len(config: EngineConfig, model: ModelFiles) -> int:
     """As asked; else the model's own, as far as the cache holds it.
 
     The engine in PyTorch leaves one block free of a context (``Engine._get_max_session_len``).
@@ -120,8 +131,8 @@ def max_model_len(config: EngineConfig, model: ModelFiles, backend: BackendName)
     length: int = wanted or own
     if capacity is None:
         return length
-    block = config.kv_cache.block_size or BLOCK_SIZE
-    room = capacity if backend == "turbomind" else (-(-capacity // block) - 1) * block
+    block = block_size(config)
+    room = (-(-capacity // block) - 1) * block
     if room < (wanted or 1):
         raise InvalidConfig(
             f"kv_cache.capacity_tokens: {capacity} tokens hold a context of {room}, not of {wanted or 1} "
@@ -131,16 +142,18 @@ def max_model_len(config: EngineConfig, model: ModelFiles, backend: BackendName)
     return min(length, room)
 
 
-def _capacity(
-    config: EngineConfig, model: ModelFiles, backend: BackendName, device_memory: Callable[[], tuple[int, int]]
-) -> dict[str, Any]:
+def _capacity(config: EngineConfig, model: ModelFiles, device_memory: Callable[[], tuple[int, int]]) -> dict[str, Any]:
     wanted = config.kv_cache
     if wanted.capacity_tokens is not None:
-        blocks = -(-wanted.capacity_tokens // (wanted.block_size or BLOCK_SIZE))
-        if backend == "turbomind":
-            # A number of 1 or more is a number of blocks, not a share.
-            return {"cache_max_entry_count": blocks}
-        return {"num_gpu_blocks": blocks + RESERVED_BLOCKS}
+        size = block_size(config)
+        blocks = -(-wanted.capacity_tokens // size)
+        if blocks < FEWEST_BLOCKS:
+            raise InvalidConfig(
+                f"kv_cache.capacity_tokens: {wanted.capacity_tokens} tokens are {blocks} blocks of {size}; LMDeploy "
+                f"needs {FEWEST_BLOCKS}",
+                field="kv_cache.capacity_tokens",
+            )
+        return {"num_gpu_blocks": blocks + RESERVED_BLOCKS, "block_size": size}
     if wanted.gpu_memory_fraction is not None:
         free, total = device_memory()
         share = free_fraction(

@@ -6,6 +6,7 @@ import of it.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
@@ -63,6 +64,9 @@ def load_library() -> Library:
     Raises:
         EngineStartupError: it cannot be imported, or lacks a part that the mapping needs.
     """
+    # LMDeploy would look at the environment in a process of its own, which imports the application's main module again;
+    # what it finds there, this package asks itself, or a load says.
+    os.environ.setdefault("LMDEPLOY_ENABLE_CHECK_ENV", "0")
     try:
         messages = import_module("lmdeploy.messages")
         configurations = {"turbomind": messages.TurbomindEngineConfig, "pytorch": messages.PytorchEngineConfig}

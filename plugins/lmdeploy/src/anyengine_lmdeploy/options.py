@@ -90,6 +90,8 @@ def needs_pytorch(config: EngineConfig) -> str | None:
         "quantization": config.quantization is not None,
         "execution": config.execution != "auto",
         "kv_cache.dtype": config.kv_cache.dtype.startswith("fp8"),
+        # TurboMind takes a share of memory only, and does not say how many tokens that came to.
+        "kv_cache.capacity_tokens": config.kv_cache.capacity_tokens is not None,
     }
     return next((name for name, wanted in asked.items() if wanted), None)
 

@@ -58,7 +58,6 @@ class Reader:
     Args:
         request: what was asked for.
         statuses: LMDeploy's ``ResponseType``.
-        prefix_caching: whether cached tokens mean anything.
         prompt_logprobs: of the prompt, where they were worked out before.
     """
 
@@ -67,12 +66,10 @@ class Reader:
         request: TokenRequest,
         statuses: Any,
         *,
-        prefix_caching: bool,
         prompt_logprobs: list[TokenLogprobs | None] | None,
     ) -> None:
         self._request = request
         self._success, self._finish, self._cancel = statuses.SUCCESS, statuses.FINISH, statuses.CANCEL
-        self._prefix_caching = prefix_caching
         self._prompt_logprobs = prompt_logprobs
         self._terminators = request.terminators
         self._wants_logits = request.logprobs is not None or request.prompt_logprobs is not None
@@ -104,12 +101,11 @@ class Reader:
 
     def _finished(self, output: Any) -> TokenFinish:
         metrics = output.req_metrics
-        cached = metrics.cached_tokens if self._prefix_caching and metrics is not None else None
         if self._request.prompt_logprobs is not None and self._prompt_logprobs is None:
             raise Failure("LMDeploy ended a request without the logits of its prompt")
         return TokenFinish(
             "stop" if self._last in self._terminators else "length",
-            cached_tokens=cached,
+            cached_tokens=None if metrics is None else int(metrics.cached_tokens),
             prompt_logprobs=self._prompt_logprobs,
         )
 

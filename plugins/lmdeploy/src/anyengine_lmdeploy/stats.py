@@ -20,15 +20,13 @@ class Timer:
     Args:
         recorder: where it is counted.
         prompt_tokens: of the request.
-        timed: whether tokens come as they are made; a result that comes whole says nothing of when they were.
     """
 
-    __slots__ = ("_accepted", "_last", "_prompt_tokens", "_recorder", "_started", "_timed")
+    __slots__ = ("_accepted", "_last", "_prompt_tokens", "_recorder", "_started")
 
-    def __init__(self, recorder: Recorder, prompt_tokens: int, *, timed: bool) -> None:
+    def __init__(self, recorder: Recorder, prompt_tokens: int) -> None:
         self._recorder = recorder
         self._prompt_tokens = prompt_tokens
-        self._timed = timed
         self._accepted = monotonic()
         self._last: float | None = None
         self._started = False
@@ -43,10 +41,9 @@ class Timer:
             now = monotonic()
             recorder.generated_tokens += count
             if self._last is None:
-                if self._timed:
-                    recorder.first_token.observe(now - self._accepted)
+                recorder.first_token.observe(now - self._accepted)
                 count -= 1
-            if count and self._timed and self._last is not None:
+            if count and self._last is not None:
                 recorder.between_tokens.observe((now - self._last) / count, count)
             self._last = now
         if delta.finish is not None:

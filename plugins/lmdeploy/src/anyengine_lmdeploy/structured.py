@@ -93,7 +93,7 @@ def response_format(wanted: Structured, grammar: Any) -> dict[str, Any]:
 def _source(wanted: Structured, grammar: Any) -> str:
     """The constraint in xgrammar's notation."""
     if wanted.json_schema is not None:
-        return str(
+        return _printed(
             grammar.from_json_schema(
                 json.dumps({} if wanted.json_schema is True else _lengths_as_patterns(wanted.json_schema)),
                 any_whitespace=True,
@@ -102,8 +102,21 @@ def _source(wanted: Structured, grammar: Any) -> str:
             )
         )
     if wanted.choice is not None:
-        return "root ::= " + " | ".join(map(json.dumps, wanted.choice))
-    return str(grammar.from_regex(wanted.regex or ""))
+        return "root ::= " + " | ".join(json.dumps(each, ensure_ascii=False) for each in wanted.choice)
+    return _printed(grammar.from_regex(wanted.regex or ""))
+
+
+def _printed(grammar: Any) -> str:
+    """A grammar in xgrammar's notation, which its own parser reads as it was meant.
+
+    It prints a character below 256 as two hexadecimal digits, and reads as many digits as there are: "ße" comes out as
+    one character. Four digits are always four.
+    """
+
+    def wider(found: re.Match[str]) -> str:
+        return f"\\u00{found[1]}" if found[1] else found[0]
+
+    return re.sub(r"\\(?:x([0-9a-fA-F]{2})|.)", wider, str(grammar))
 
 
 def _unenforced(node: object, place: str) -> Iterator[tuple[str, str]]:
