@@ -37,6 +37,9 @@ __all__ = ["LMDeployBackend", "load_backend"]
 #: Seconds that the last outputs of aborted requests may take when the engine is closed.
 _LAST_OUTPUTS = 5.0
 
+#: Seconds that TurboMind may take to report that a cache is free.
+_LAST_REPORT = 0.2
+
 
 async def load_backend(config: EngineConfig, model: ModelFiles) -> LMDeployBackend:
     """Bring LMDeploy up."""
@@ -58,15 +61,17 @@ class _Live:
         handle: of LMDeploy's, while it computes.
         session: LMDeploy's name of what it computes.
         aborted: from outside.
+        over: its last delta is out; LMDeploy may still be clearing up.
     """
 
-    __slots__ = ("aborted", "handle", "session", "task")
+    __slots__ = ("aborted", "handle", "over", "session", "task")
 
     def __init__(self) -> None:
         self.task: asyncio.Task[Any] | None = None
         self.handle: Any = None
         self.session = -1
         self.aborted = False
+        self.over = False
 
 
 class LMDeployBackend(Backend):
@@ -128,7 +133,7 @@ class LMDeployBackend(Backend):
         requests.check(request, self._backend, vocab_size=self._info.vocab_size, greedy_only=self._speculates)
         if request.structured is None:
             return
-        wanted = response_format(request.structured, self._library.grammar)
+        wanted = response_format(request.structured, self._library.grammar, backend=self._backend)
         try:
             # Else TurboMind would drop it with a warning, and the engine in PyTorch end for everybody.
             self._library.check_format(wanted)
@@ -188,7 +193,9 @@ class LMDeployBackend(Backend):
             self._library.statuses,
             prompt_logprobs=prompt_logprobs,
         )
-        wanted = None if request.structured is None else response_format(request.structured, self._library.grammar)
+        wanted = None
+        if request.structured is not None:
+            wanted = response_format(request.structured, self._library.grammar, backend=self._backend)
         config = requests.generation_config(self._library, request, self._backend, wanted)
         ended = False
         async for output in self._outputs(live, handle, request.prompt_token_ids, config, lora=request.lora):
@@ -201,7 +208,7 @@ class LMDeployBackend(Backend):
             timer.saw(delta, metrics)
             if self._speculates:
                 self._recorder.drafted(metrics)
-            ended = delta.finish is not None
+            ended = live.over = delta.finish is not None
             if delta.token_ids or ended:
                 collector.put(delta)
         return ended
@@ -315,9 +322,17 @@ class LMDeployBackend(Backend):
     # -- the engine as a whole --------------------------------------------------------------------
 
     async def stats(self) -> EngineStats:
+        live = sum(not each.over for each in self._live.values())
+        scheduler = await self._engine.get_schedule_metrics()
+        if not live and self._backend == "turbomind" and not self._prefix_caching:
+            # What it reports is of its last step, in which requests that have ended since may still have been.
+            with anyio.move_on_after(_LAST_REPORT):
+                while float(scheduler.cache_usage) > 0:
+                    await asyncio.sleep(_LAST_REPORT / 20)
+                    scheduler = await self._engine.get_schedule_metrics()
         return self._recorder.snapshot(
-            await self._engine.get_schedule_metrics(),
-            live=len(self._live),
+            scheduler,
+            live=live,
             capacity_tokens=self._capacity,
             block_size=self._block_size,
             speculative=self._speculates,

@@ -44,10 +44,11 @@ _OF: dict[BackendName, frozenset[str]] = {
     "pytorch": _SAMPLING | {"allowed_token_ids", "logit_bias"},
 }
 
-#: Requests: ``min_tokens`` of the engine in PyTorch holds terminators back one token too long, because its input of a
-#: step is made before the last one has ended (``engine/logits_process.py``).
+#: Requests. ``min_tokens`` is nowhere: the engine in PyTorch holds terminators back one token too long, because its
+#: input of a step is made before the last one has ended (``engine/logits_process.py``); TurboMind's own penalty ends
+#: the whole engine where requests of a batch have different terminators (``logits_processor.cc``: index out of range).
 _REQUEST: dict[BackendName, frozenset[str]] = {
-    "turbomind": frozenset({"ignore_eos", "min_tokens", "stop_token_ids"}),
+    "turbomind": frozenset({"ignore_eos", "stop_token_ids"}),
     "pytorch": frozenset({"ignore_eos", "lora", "stop_token_ids"}),
 }
 
@@ -56,11 +57,6 @@ CONFLICTS = (
         "request.structured",
         "request.ignore_eos",
         "a complete structure can only be followed by an end-of-sequence token",
-    ),
-    Conflict(
-        "request.structured",
-        "request.min_tokens",
-        "where the structure is complete too early, nothing is left to draw",
     ),
     Conflict(
         "request.structured",
@@ -152,6 +148,8 @@ def narrowed(
         request=request,
         max_logprobs=min(MAX_LOGPROBS, vocab_size),
         conflicts=(*CONFLICTS, _PREFIXES) if backend == "turbomind" else CONFLICTS,
+        # TurboMind's native library of this release lacks what its own `sleep` calls.
+        sleep=backend == "pytorch",
         score=backend == "pytorch" or not config.kv_cache.prefix_caching,
         quantization=every.quantization if backend == "pytorch" and fits_fp8(model) else frozenset(),
         speculative=every.speculative if backend == "pytorch" else frozenset(),

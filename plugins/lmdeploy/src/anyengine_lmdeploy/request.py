@@ -54,7 +54,6 @@ def generation_config(
         "response_format": response_format,
     }
     if backend == "turbomind":
-        values["min_new_tokens"] = request.min_tokens or None
         values["output_logits"] = _logits(request)
     else:
         if request.logprobs is not None:

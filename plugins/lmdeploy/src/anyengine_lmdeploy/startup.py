@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,9 @@ def _build(config: EngineConfig, model: ModelFiles, options: Options, log: list[
     check_config(config, model, backend, library.torch)
     arguments = engine_arguments(config, model, options, backend, library.device_memory)
     check_arguments(options.arguments, library.argument_names[backend] | {"speculative_config"}, backend)
+    # Else both engines write a line or more for each request, as LMDeploy's own pipeline does not.
+    os.environ.setdefault("TM_LOG_LEVEL", "WARNING")
+    logging.getLogger("lmdeploy").setLevel(logging.WARNING)
     with _errors_of("lmdeploy", log):
         try:
             engine = library.async_engine(

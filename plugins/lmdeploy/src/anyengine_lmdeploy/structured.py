@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from anyengine.request import Structured
 
+    from anyengine_lmdeploy.options import BackendName
+
 __all__ = ["response_format"]
 
 #: Keywords that say nothing of what a document may be.
@@ -56,16 +58,21 @@ _SINGLE = ("additionalProperties", "items")
 #: What a pattern may not name: characters that a JSON string has to escape, which xgrammar would write as they are.
 _UNESCAPED = re.compile(r'"|\\(?:\\|[nrtfvbcux0])|[\x00-\x1f]')
 
+#: What xgrammar makes of a character in a string with a length, and what may stand there.
+_ANY_CHARACTER = r"[^\"\\\r\n]"
+_ALLOWED_CHARACTER = r"[^\0-\u001f\"\\\r\n]"
+
 #: White space in a row, between the parts of a document.
 _MAX_WHITESPACE = 2
 
 
-def response_format(wanted: Structured, grammar: Any) -> dict[str, Any]:
+def response_format(wanted: Structured, grammar: Any, *, backend: BackendName) -> dict[str, Any]:
     """The constraint, as LMDeploy takes it.
 
     Args:
         wanted: what was asked for.
         grammar: xgrammar's ``Grammar``.
+        backend: TurboMind has an older xgrammar of its own.
 
     Raises:
         InvalidRequest: it is malformed, or nothing fits it.
@@ -87,6 +94,12 @@ def response_format(wanted: Structured, grammar: Any) -> dict[str, Any]:
         source = _source(wanted, grammar)
     except (RuntimeError, ValueError, TypeError) as error:
         raise InvalidRequest(f"{field}: {_words(error)}", field=field) from error
+    if backend == "turbomind" and "Regex(" in source:
+        raise UnsupportedParameter(
+            f"{field}: the xgrammar in TurboMind does not take 'pattern'; leave it out, or load with "
+            "native.backend='pytorch'",
+            field=field,
+        )
     return {"type": "structural_tag", "format": {"type": "grammar", "grammar": source}}
 
 
@@ -95,7 +108,7 @@ def _source(wanted: Structured, grammar: Any) -> str:
     if wanted.json_schema is not None:
         return _printed(
             grammar.from_json_schema(
-                json.dumps({} if wanted.json_schema is True else _lengths_as_patterns(wanted.json_schema)),
+                json.dumps({} if wanted.json_schema is True else wanted.json_schema),
                 any_whitespace=True,
                 max_whitespace_cnt=_MAX_WHITESPACE,
                 strict_mode=False,
@@ -110,13 +123,14 @@ def _printed(grammar: Any) -> str:
     """A grammar in xgrammar's notation, which its own parser reads as it was meant.
 
     It prints a character below 256 as two hexadecimal digits, and reads as many digits as there are: "ße" comes out as
-    one character. Four digits are always four.
+    one character. Four digits are always four. And of a string with a length it lets control characters through, which
+    no JSON document may have.
     """
 
     def wider(found: re.Match[str]) -> str:
         return f"\\u00{found[1]}" if found[1] else found[0]
 
-    return re.sub(r"\\(?:x([0-9a-fA-F]{2})|.)", wider, str(grammar))
+    return re.sub(r"\\(?:x([0-9a-fA-F]{2})|.)", wider, str(grammar)).replace(_ANY_CHARACTER, _ALLOWED_CHARACTER)
 
 
 def _unenforced(node: object, place: str) -> Iterator[tuple[str, str]]:
@@ -133,31 +147,6 @@ def _unenforced(node: object, place: str) -> Iterator[tuple[str, str]]:
             yield from _unenforced(each, f"{place}/{name}/{index}")
     for name in _SINGLE:
         yield from _unenforced(schema.get(name), f"{place}/{name}")
-
-
-def _lengths_as_patterns(node: Any) -> Any:
-    """The schema with lengths of strings said by patterns: beside a length xgrammar lets control characters through.
-
-    A pattern matches a string's characters, each of which the document may write as an escape.
-    """
-    if not isinstance(node, dict):
-        return node
-    schema = cast("dict[str, Any]", node)
-    lengths = {name: schema[name] for name in ("minLength", "maxLength") if name in schema}
-    if lengths:
-        pattern = rf"^[\s\S]{{{lengths.get('minLength', 0)},{lengths.get('maxLength', '')}}}$"
-        return {name: value for name, value in schema.items() if name not in lengths} | {"pattern": pattern}
-    changed = dict(schema)
-    for name in _NAMED:
-        if name in changed:
-            changed[name] = {key: _lengths_as_patterns(each) for key, each in changed[name].items()}
-    for name in _LISTED:
-        if name in changed:
-            changed[name] = [_lengths_as_patterns(each) for each in changed[name]]
-    for name in _SINGLE:
-        if name in changed:
-            changed[name] = _lengths_as_patterns(changed[name])
-    return changed
 
 
 def _ignored(schema: dict[str, Any]) -> set[str]:
