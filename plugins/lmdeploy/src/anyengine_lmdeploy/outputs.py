@@ -65,7 +65,6 @@ class Reader:
         self,
         request: TokenRequest,
         statuses: Any,
-        *,
         prompt_logprobs: list[TokenLogprobs | None] | None,
     ) -> None:
         self._request = request
@@ -76,17 +75,21 @@ class Reader:
         self._seen = 0
         self._last: int | None = None
 
+    def plain(self, output: Any) -> TokenDelta | None:
+        """New tokens and nothing else, as nearly all outputs are; None for the rest."""
+        token_ids: list[int] = output.token_ids
+        if output.status is not self._success or self._wants_logits or not token_ids:
+            return None
+        self._last = token_ids[-1]
+        return TokenDelta(token_ids, None)
+
     async def read(self, output: Any) -> TokenDelta:
-        """One of LMDeploy's outputs.
+        """Any other output.
 
         Raises:
             AnyEngineError: LMDeploy gave the request up.
         """
         status, token_ids = output.status, output.token_ids
-        if status is self._success and not self._wants_logits:
-            if token_ids:
-                self._last = token_ids[-1]
-            return TokenDelta(token_ids, None)
         if status not in {self._success, self._finish, self._cancel}:
             raise status_error(status, self._request)
         if status is self._cancel:
