@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import anyio
-from anyengine.backend import Backend, BackendInfo
+from anyengine.backend import Backend, BackendInfo, TokenDelta
 from anyengine.errors import EngineDied, EngineUnresponsive, InvalidRequest
 
 from anyengine_lmdeploy import request as requests
@@ -20,7 +20,7 @@ from anyengine_lmdeploy.structured import response_format
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from anyengine.backend import TokenDelta, TokenRequest
+    from anyengine.backend import TokenRequest
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
     from anyengine.outputs import Score
@@ -59,7 +59,9 @@ class LMDeployBackend(Backend):
         self._backend: BackendName = running.backend
         self._speculates = running.arguments.speculative is not None
         self._closed = False
-        self._recorder = Recorder(self._library.queued, self._library.scheduled)
+        self._recorder = Recorder(
+            self._library.queued, self._library.scheduled, times_tokens=self._backend == "pytorch"
+        )
         self._prefix_caching = bool(self._engine.backend_config.enable_prefix_caching)
         self._block_size = block_size(config)
         self._capacity = self._capacity_tokens()
@@ -111,7 +113,16 @@ class LMDeployBackend(Backend):
             raise InvalidRequest(f"{field}: {error}", field=field) from error
 
     def stream(self, request: TokenRequest) -> AsyncIterator[TokenDelta]:
-        return self._requests.submit(request)
+        return self._requests.submit(request, streaming=True)
+
+    async def generate(self, request: TokenRequest) -> TokenDelta:
+        total = TokenDelta([], None if request.logprobs is None else [])
+        async for delta in self._requests.submit(request, streaming=False):
+            total.token_ids += delta.token_ids
+            if total.logprobs is not None:
+                total.logprobs += delta.logprobs or []
+            total.finish = delta.finish
+        return total
 
     async def score(self, token_ids: Sequence[int], logprobs: int) -> Score:
         return await self._requests.score(token_ids, logprobs)

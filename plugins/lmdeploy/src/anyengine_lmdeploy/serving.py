@@ -90,8 +90,14 @@ class Requests:
         """Requests whose last delta is not out."""
         return sum(not live.over for live in self._live.values())
 
-    def submit(self, request: TokenRequest) -> DeltaCollector:
-        """Begin a request; its deltas come through what is returned."""
+    def submit(self, request: TokenRequest, *, streaming: bool) -> DeltaCollector:
+        """Begin a request; its deltas come through what is returned.
+
+        Args:
+            request: what to generate.
+            streaming: tell LMDeploy that every token is wanted when it is made. TurboMind then wakes this process for
+                each; the engine in PyTorch always does.
+        """
         collector = DeltaCollector()
         if self._closed:
             collector.put(outputs.aborted(request))
@@ -107,15 +113,17 @@ class Requests:
                 timer.saw(delta, None)
                 collector.put(delta)
 
-        live.task = asyncio.create_task(self._serve(request, live, collector, timer))
+        live.task = asyncio.create_task(self._serve(request, live, collector, timer, streaming=streaming))
         live.task.add_done_callback(end)
         return collector
 
-    async def _serve(self, request: TokenRequest, live: _Live, collector: DeltaCollector, timer: Timer) -> bool:
+    async def _serve(
+        self, request: TokenRequest, live: _Live, collector: DeltaCollector, timer: Timer, *, streaming: bool
+    ) -> bool:
         """Run one request from its handle to its end; false if nothing has told the reader of its end."""
         try:
             async with self._handle() as handle:
-                ended = await self._compute(request, live, handle, collector, timer)
+                ended = await self._compute(request, live, handle, collector, timer, streaming=streaming)
                 if not ended and not live.aborted:
                     raise PluginError("LMDeploy ended a request without saying so")
                 return ended
@@ -134,7 +142,14 @@ class Requests:
             pool.put(handle)
 
     async def _compute(
-        self, request: TokenRequest, live: _Live, handle: Any, collector: DeltaCollector, timer: Timer
+        self,
+        request: TokenRequest,
+        live: _Live,
+        handle: Any,
+        collector: DeltaCollector,
+        timer: Timer,
+        *,
+        streaming: bool,
     ) -> bool:
         """Everything that a handle does for a request; true if the last delta is out."""
         prompt_logprobs: list[TokenLogprobs | None] | None = None
@@ -148,7 +163,9 @@ class Requests:
             constraint = response_format(request.structured, self._library.grammar, backend=self._backend)
         config = requests.generation_config(self._library, request, self._backend, constraint)
         # Nothing stands between LMDeploy's generator and this loop: it turns once for every token.
-        async with self._run(live, handle, request.prompt_token_ids, config, request.lora) as run:
+        async with self._run(
+            live, handle, request.prompt_token_ids, config, lora=request.lora, streaming=streaming
+        ) as run:
             async for output in run:
                 if live.over:
                     continue  # read to its end, so that the handle is free
@@ -165,12 +182,19 @@ class Requests:
 
     @asynccontextmanager
     async def _run(
-        self, live: _Live, handle: Any, token_ids: Sequence[int], config: Any, lora: str | None = None
+        self,
+        live: _Live,
+        handle: Any,
+        token_ids: Sequence[int],
+        config: Any,
+        *,
+        lora: str | None = None,
+        streaming: bool = False,
     ) -> AsyncGenerator[Any]:
         """LMDeploy's outputs of one run. When this is left, the handle computes nothing more."""
         live.session = next(self._sessions)
         run = handle.async_stream_infer(
-            live.session, input_ids=list(token_ids), gen_config=config, adapter_name=lora, stream_output=True
+            live.session, input_ids=list(token_ids), gen_config=config, adapter_name=lora, stream_output=streaming
         )
         live.handle = handle
         try:

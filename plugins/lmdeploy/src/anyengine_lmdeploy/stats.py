@@ -58,9 +58,12 @@ class Recorder:
     Args:
         queued: LMDeploy's event of a request that came in.
         scheduled: its event of a request that began.
+        times_tokens: whether tokens always come as they are made. Where results may come whole, nobody knows when
+            their tokens were made, and no time of a token is told at all.
     """
 
-    def __init__(self, queued: Any, scheduled: Any) -> None:
+    def __init__(self, queued: Any, scheduled: Any, *, times_tokens: bool) -> None:
+        self._times_tokens = times_tokens
         self._queued = queued
         self._scheduled = scheduled
         self.requests: Counter[str] = Counter({"stop": 0, "length": 0, "abort": 0})
@@ -144,8 +147,8 @@ class Recorder:
             )
             if speculative
             else None,
-            time_to_first_token=_copy(self.first_token),
-            inter_token_latency=_copy(self.between_tokens),
+            time_to_first_token=_copy(self.first_token) if self._times_tokens else None,
+            inter_token_latency=_copy(self.between_tokens) if self._times_tokens else None,
             queue_time=_copy(self._queue),
             native={
                 "scheduler_tick": int(scheduler.scheduler_tick),
