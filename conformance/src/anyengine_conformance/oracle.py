@@ -40,11 +40,16 @@ class Oracle(Protocol):
 
 
 class EngineOracle:
-    """Any engine that declares ``score``: the reference engine for Llama-type models, ``transformers`` for others."""
+    """Any engine that declares ``score``: the reference engine for Llama-type models, ``transformers`` for others.
+
+    Attributes:
+        name: of the engine.
+        engine: that scores.
+    """
 
     def __init__(self, name: str, engine: Engine, stack: AsyncExitStack) -> None:
         self.name = name
-        self._engine = engine
+        self.engine = engine
         self._stack = stack
 
     @classmethod
@@ -62,7 +67,7 @@ class EngineOracle:
         return cls(name, engine, stack)
 
     async def score(self, token_ids: Sequence[int], *, logprobs: int = 0) -> Score:
-        return await self._engine.score(list(token_ids), logprobs=logprobs)
+        return await self.engine.score(list(token_ids), logprobs=logprobs)
 
     async def close(self) -> None:
         await self._stack.aclose()
