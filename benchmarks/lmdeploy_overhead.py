@@ -11,6 +11,8 @@ the native side is as fast as LMDeploy can be used. Where only the result is wan
 from __future__ import annotations
 
 import asyncio
+import os
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -61,11 +63,14 @@ class Native:
 
 async def load(options: argparse.Namespace) -> dict[str, Subject]:
     """The three subjects, side by side."""
-    from functools import partial  # noqa: PLC0415 after the arguments were read
+    # As LMDeploy's pipeline and server do: its library alone writes two lines a request.
+    os.environ.setdefault("TM_LOG_LEVEL", "WARNING")
 
-    from lmdeploy.messages import GenerationConfig, TurbomindEngineConfig  # noqa: PLC0415
+    from lmdeploy.messages import GenerationConfig, TurbomindEngineConfig  # noqa: PLC0415 after the arguments were read
     from lmdeploy.serve.core import AsyncEngine  # noqa: PLC0415
+    from lmdeploy.utils import get_logger  # noqa: PLC0415
 
+    get_logger("lmdeploy").setLevel("WARNING")
     ours = await uniform("lmdeploy", options, native={"backend": "turbomind"})
     settings = TurbomindEngineConfig(
         dtype="bfloat16",
