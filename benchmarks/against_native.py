@@ -21,14 +21,13 @@ import argparse
 import asyncio
 import gc
 import itertools
-import json
 import statistics
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from anyengine import Engine, EngineConfig, KVCacheConfig, SamplingParams, SchedulingConfig
-from environment import environment
+from environment import write
 from overhead import interval
 
 if TYPE_CHECKING:
@@ -222,10 +221,7 @@ def main(options: argparse.Namespace, load: Callable[[argparse.Namespace], Await
     started = perf_counter()
 
     def keep(figures: dict[str, Any]) -> None:
-        document = {"environment": environment(), "settings": settings, "figures": figures}
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(document, indent=2) + "\n")
+        write(options.json, settings=settings, figures=figures)
         print(
             f"pair {len(figures['pairs']['added_ms_to_first_token']['here'])}, {perf_counter() - started:.0f} s",
             flush=True,
