@@ -1,0 +1,335 @@
+r"""Prove engines on a machine with GPUs: everything that is claimed of them, step by step, resumable.
+
+    python tools/gpu_proof.py --model MODEL --results results/h200 \
+        --environment vllm=PYTHON --environment lmdeploy=PYTHON [--steps parity] [--gpu 0 --gpu 1] [--budget 450]
+
+A step is a program of its own with a time limit and a report in the results folder; beside each report is a record of
+the command, how it ended, on which GPU and when. A step that ended, well or not, is not run again unless its command
+changes or `--again` is given; one that was cut off is, and goes on from what it wrote where it can. `--budget` ends
+everything after so many seconds, for machines that are lent. `--list` shows the steps and what became of them.
+
+Steps that measure speed have a GPU to themselves, and run after the others, whose engines keep to small caches: so
+many of them as `--at-once` says share a GPU.
+
+This program runs in an environment that has anyengine, its conformance suite and the reference engine, and, for the
+oracle, torch and transformers. The environments that are named must have anyengine and the engine's plugin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from anyengine.environments import find_environment
+from anyengine.environments.registry import add_environment
+from anyengine.errors import AnyEngineError
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Tokens of each engine's cache, so that several share a device.
+CACHE = "kv_cache.capacity_tokens=65536"
+ANYENGINE = (sys.executable, "-m", "anyengine")
+PARITY = (*ANYENGINE, "conformance", "parity")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An engine in one configuration.
+
+    Attributes:
+        name: of its steps.
+        label: in the parity table.
+        engine: name of the plugin.
+        environment: that it runs in; None for this one.
+        options: fields of EngineConfig.
+        suite: configuration of its conformance run.
+        overhead: benchmark against its native API.
+        speculative: method → fields of SpeculativeConfig.
+        concurrency: whether its throughput is worth measuring.
+    """
+
+    name: str
+    label: str
+    engine: str
+    environment: str | None = None
+    options: tuple[str, ...] = ()
+    suite: str | None = None
+    overhead: str | None = None
+    speculative: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    concurrency: bool = True
+
+
+VARIANTS = (
+    Variant(
+        "vllm",
+        "vLLM",
+        "vllm",
+        "vllm",
+        ("dtype=bfloat16", "max_model_len=2048", CACHE),
+        "plugins/vllm/conformance-gpu.toml",
+        "benchmarks/vllm_overhead.py",
+        {"ngram": {"method": "ngram", "num_speculative_tokens": 4}},
+    ),
+    Variant(
+        "turbomind",
+        "LMDeploy, TurboMind",
+        "lmdeploy",
+        "lmdeploy",
+        ("dtype=bfloat16", "max_model_len=2048", CACHE, "native.backend=turbomind"),
+        "plugins/lmdeploy/conformance-turbomind.toml",
+        "benchmarks/lmdeploy_overhead.py",
+    ),
+    Variant(
+        "lmdeploy-pytorch",
+        "LMDeploy, PyTorch",
+        "lmdeploy",
+        "lmdeploy",
+        ("dtype=bfloat16", "max_model_len=2048", CACHE, "native.backend=pytorch", "execution=eager"),
+        "plugins/lmdeploy/conformance-pytorch.toml",
+    ),
+    # The control: what the data type alone does.
+    Variant(
+        "transformers",
+        "transformers",
+        "transformers",
+        options=("dtype=bfloat16", "device=cuda"),
+        suite="plugins/transformers/conformance.toml",
+        concurrency=False,
+    ),
+    Variant(
+        "transformers-float32",
+        "transformers, float32",
+        "transformers",
+        options=("dtype=float32", "device=cuda"),
+        concurrency=False,
+    ),
+    Variant("reference", "reference", "reference", concurrency=False),
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One program.
+
+    Attributes:
+        name: ``kind/variant``.
+        command: arguments.
+        report: that it writes; in the results folder.
+        limit: seconds.
+        alone: on its GPU, because it measures speed.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    report: Path
+    limit: float
+    alone: bool = False
+
+    @property
+    def record(self) -> Path:
+        """What became of it."""
+        return self.report.with_suffix(".step.json")
+
+    def outcome(self) -> str | None:
+        """How it ended; None if it has not, or was another command."""
+        if not self.record.exists():
+            return None
+        found = json.loads(self.record.read_text(encoding="utf-8"))
+        return found["outcome"] if found["command"] == self._shown() else None
+
+    def _shown(self) -> list[str]:
+        """The command as it is written down: without the places of this machine."""
+        return [Path(part).name if Path(part).is_absolute() else part for part in self.command]
+
+    def write(self, outcome: str, seconds: float, gpu: int) -> None:
+        """Write down how it ended."""
+        content = {
+            "step": self.name,
+            "outcome": outcome,
+            "command": self._shown(),
+            "seconds": round(seconds, 1),
+            "gpu": gpu,
+            "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        }
+        self.record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def steps(model: str, results: Path, pythons: dict[str, str], jobs: int) -> list[Step]:
+    """All of them, in order."""
+    made: list[Step] = []
+    answers: list[Step] = []
+    for each in VARIANTS:
+        there = () if each.environment is None else (f"environment={each.environment}",)
+        options = tuple(word for option in (*each.options, *there) for word in ("-o", option))
+        report = results / f"conformance-{each.name}.json"
+        if each.suite is not None:
+            words = ("run", "--config", each.suite, "--jobs", str(jobs), "--report", str(report))
+            words += ("-o", "device=cuda") if each.engine == "transformers" else ()
+            made.append(Step(f"conformance/{each.name}", (*ANYENGINE, "conformance", *words), report, 900))
+        rows = {each.name: (each.label, options)}
+        for method, fields in each.speculative.items():
+            rows[f"{each.name}-{method}"] = (
+                f"{each.label}, {method} speculation",
+                (*options, "-o", f"speculative={json.dumps(fields)}"),
+            )
+        for name, (label, words) in rows.items():
+            file = results / f"answers-{name}.jsonl"
+            command = (
+                *PARITY,
+                "answer",
+                each.engine,
+                "--label",
+                label,
+                "--model",
+                model,
+                "--output",
+                str(file),
+                *words,
+            )
+            answers.append(Step(f"answers/{name}", command, file, 400))
+        if each.concurrency:
+            file = results / f"concurrency-{each.name}.json"
+            command = (sys.executable, "benchmarks/concurrency.py", each.engine, "--model", model, "--json", str(file))
+            made.append(Step(f"concurrency/{each.name}", (*command, *options), file, 400, alone=True))
+        for method, fields in each.speculative.items():
+            file = results / f"speculation-{each.name}-{method}.json"
+            command = (sys.executable, "benchmarks/speculation.py", each.engine, "--model", model, "--json", str(file))
+            words = ("--speculative", json.dumps(fields), *options)
+            made.append(Step(f"speculation/{each.name}-{method}", (*command, *words), file, 400, alone=True))
+        if each.overhead is not None and each.environment in pythons:
+            file = results / f"overhead-{each.name}.json"
+            command = (pythons[each.environment], each.overhead, model, "--json", str(file))
+            made.append(Step(f"overhead/{each.name}", command, file, 470, alone=True))
+    return [*answers, *made]
+
+
+def judging(model: str, results: Path, every: list[Step]) -> Step:
+    """The parity table, of the answers that are there."""
+    report = results / "parity.json"
+    files = [str(step.report) for step in every if step.name.startswith("answers/") and step.outcome() == "passed"]
+    command = (*PARITY, "judge", *files, "--model", model, "--oracle", "transformers", "--output", str(report))
+    return Step("parity", (*command, "-o", "device=cuda"), report, 470)
+
+
+class Runner:
+    """Runs steps on GPUs until they are through or the time is."""
+
+    def __init__(self, chosen: list[Step], gpus: list[int], at_once: int, ends: float | None) -> None:
+        self.chosen = chosen
+        self.gpus = gpus
+        self.at_once = at_once
+        self.ends = ends
+
+    async def run(self) -> None:
+        """Those that share a GPU first, then the others; a GPU takes the next one when it has room."""
+        for alone in (False, True):
+            waiting = [step for step in self.chosen if step.alone == alone]
+            slots = self.gpus * (1 if alone else self.at_once)
+            await asyncio.gather(*(self._slot(waiting, gpu) for gpu in slots))
+
+    async def _slot(self, waiting: list[Step], gpu: int) -> None:
+        while waiting:
+            await self._step(waiting.pop(0), gpu)
+
+    async def _step(self, step: Step, gpu: int) -> None:
+        limit = step.limit if self.ends is None else min(step.limit, self.ends - time.monotonic())
+        if limit <= 0:
+            print(f"{step.name}: no time left", flush=True)
+            return
+        step.report.parent.mkdir(parents=True, exist_ok=True)
+        log = step.report.with_suffix(".log")
+        variables = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu), "PYTHONUNBUFFERED": "1"}
+        started = time.monotonic()
+        print(f"{step.name}: on GPU {gpu}, at most {limit:.0f} s", flush=True)
+        with log.open("wb") as stream:
+            process = await asyncio.create_subprocess_exec(
+                *step.command,
+                cwd=ROOT,
+                env=variables,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                code = await asyncio.wait_for(process.wait(), limit)
+                outcome = {0: "passed", 1: "failed"}.get(code, f"exit {code}")
+            except TimeoutError:
+                outcome = "cut off"
+            finally:
+                # Engines' workers are of other sessions and end with their parent; whatever else is left goes here.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+        if outcome != "cut off" and not step.report.exists():
+            outcome = "no report"
+        seconds = time.monotonic() - started
+        step.write(outcome, seconds, gpu)
+        print(f"{step.name}: {outcome} after {seconds:.0f} s", flush=True)
+        if outcome not in ("passed", "cut off"):
+            tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
+            print("\n".join(f"    {line}" for line in tail), flush=True)
+
+
+@click.command(help=__doc__)
+@click.option("--model", required=True, help="Folder of the checkpoint.")
+@click.option("--results", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of reports.")
+@click.option("--environment", "named", multiple=True, metavar="NAME=PYTHON", help="Interpreter of an engine.")
+@click.option("--steps", "wanted", multiple=True, metavar="PREFIX", help="Only steps that begin so; may be repeated.")
+@click.option("--list", "listing", is_flag=True, help="Show the steps, and run nothing.")
+@click.option("--gpu", "gpus", type=int, multiple=True, default=(0,), show_default=True)
+@click.option("--at-once", default=3, show_default=True, help="Steps that share a GPU.")
+@click.option("--jobs", default=6, show_default=True, help="Processes of a conformance run.")
+@click.option("--budget", type=float, help="Seconds after which everything ends.")
+@click.option("--again", is_flag=True, help="Also the steps that ended.")
+def main(
+    model: str,
+    results: Path,
+    named: tuple[str, ...],
+    wanted: tuple[str, ...],
+    *,
+    listing: bool,
+    gpus: tuple[int, ...],
+    at_once: int,
+    jobs: int,
+    budget: float | None,
+    again: bool,
+) -> None:
+    """Run what is left to run; exits with 1 if a step that ran did not pass."""
+    pythons = dict(each.partition("=")[::2] for each in named)
+    for name, python in pythons.items():
+        try:
+            find_environment(name)
+        except AnyEngineError:
+            add_environment(name, python)
+    every = steps(model, results.absolute(), pythons, jobs)
+    chosen = [step for step in every if not wanted or step.name.startswith(wanted)]
+    if listing:
+        for step in [*chosen, judging(model, results.absolute(), every)]:
+            print(f"{step.name:32} {step.outcome() or '-'}")
+        return
+    ends = None if budget is None else time.monotonic() + budget
+    left = _left(chosen, again=again)
+    asyncio.run(Runner(left, list(gpus), at_once, ends).run())
+    if not wanted or "parity".startswith(wanted):
+        last = _left([judging(model, results.absolute(), every)], again=again)
+        asyncio.run(Runner(last, list(gpus[:1]), 1, ends).run())
+        left += last
+    raise SystemExit(0 if all(step.outcome() == "passed" for step in left) else 1)
+
+
+def _left(chosen: list[Step], *, again: bool) -> list[Step]:
+    return [step for step in chosen if again or step.outcome() in (None, "cut off")]
+
+
+if __name__ == "__main__":
+    main()
