@@ -9,7 +9,8 @@ changes or `--again` is given; one that was cut off is, and goes on from what it
 everything after so many seconds, for machines that are lent. `--list` shows the steps and what became of them.
 
 Steps that measure speed have a GPU to themselves, and run after the others, whose engines keep to small caches: so
-many of them as `--at-once` says share a GPU.
+many of them as `--at-once` says share a GPU. `machine.json` in the results folder says what it all ran on: commit,
+GPUs, driver, and the packages of each interpreter.
 
 This program runs in an environment that has anyengine, its conformance suite and the reference engine, and, for the
 oracle, torch and transformers. The environments that are named must have anyengine and the engine's plugin.
@@ -221,6 +222,39 @@ def judging(model: str, results: Path, every: list[Step]) -> Step:
     return Step("parity", (*command, "-o", "device=cuda"), report, 470)
 
 
+#: Packages that decide about numbers and speed.
+PACKAGES = ("anyengine", "lmdeploy", "numpy", "tokenizers", "torch", "transformers", "triton", "vllm")
+_VERSIONS = "import json, importlib.metadata as m; print(json.dumps({d.name: d.version for d in m.distributions()}))"
+
+
+def machine(pythons: dict[str, str], commit: str | None) -> dict[str, Any]:
+    """What everything runs on."""
+    described = _output("git", "describe", "--always", "--dirty")
+    found: dict[str, Any] = {
+        "commit": commit or described.strip() or None,
+        "gpus": _output(
+            "nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"
+        ).splitlines(),
+        "packages": {},
+    }
+    for name, python in {"this": sys.executable, **pythons}.items():
+        versions: dict[str, str] = json.loads(_output(python, "-c", _VERSIONS) or "{}")
+        found["packages"][name] = {
+            package: version
+            for package, version in sorted(versions.items())
+            if package.startswith(PACKAGES) or "cuda" in package
+        }
+    return found
+
+
+def _output(*command: str) -> str:
+    """What a program says; nothing where it is missing or fails."""
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
 class Runner:
     """Runs steps on GPUs until they are through or the time is."""
 
@@ -290,6 +324,7 @@ class Runner:
 @click.option("--at-once", default=3, show_default=True, help="Steps that share a GPU.")
 @click.option("--jobs", default=6, show_default=True, help="Processes of a conformance run.")
 @click.option("--budget", type=float, help="Seconds after which everything ends.")
+@click.option("--commit", help="Of this checkout, where git cannot say.")
 @click.option("--again", is_flag=True, help="Also the steps that ended.")
 def main(
     model: str,
@@ -302,6 +337,7 @@ def main(
     at_once: int,
     jobs: int,
     budget: float | None,
+    commit: str | None,
     again: bool,
 ) -> None:
     """Run what is left to run; exits with 1 if a step that ran did not pass."""
@@ -317,6 +353,8 @@ def main(
         for step in [*chosen, judging(model, results.absolute(), every)]:
             print(f"{step.name:32} {step.outcome() or '-'}")
         return
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "machine.json").write_text(json.dumps(machine(pythons, commit), indent=1) + "\n", encoding="utf-8")
     ends = None if budget is None else time.monotonic() + budget
     left = _left(chosen, again=again)
     asyncio.run(Runner(left, list(gpus), at_once, ends).run())
