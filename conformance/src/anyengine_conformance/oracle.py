@@ -40,16 +40,11 @@ class Oracle(Protocol):
 
 
 class EngineOracle:
-    """Any engine that declares ``score``: the reference engine for Llama-type models, ``transformers`` for others.
-
-    Attributes:
-        name: of the engine.
-        engine: that scores.
-    """
+    """Any engine that declares ``score``: the reference engine for Llama-type models, ``transformers`` for others."""
 
     def __init__(self, name: str, engine: Engine, stack: AsyncExitStack) -> None:
         self.name = name
-        self.engine = engine
+        self._engine = engine
         self._stack = stack
 
     @classmethod
@@ -67,7 +62,7 @@ class EngineOracle:
         return cls(name, engine, stack)
 
     async def score(self, token_ids: Sequence[int], *, logprobs: int = 0) -> Score:
-        return await self.engine.score(list(token_ids), logprobs=logprobs)
+        return await self._engine.score(list(token_ids), logprobs=logprobs)
 
     async def close(self) -> None:
         await self._stack.aclose()

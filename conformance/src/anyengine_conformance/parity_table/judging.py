@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import statistics
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from anyengine import Engine
 from msgspec import Struct
 
 from anyengine_conformance import environment
@@ -156,34 +158,43 @@ async def judge(
         ValueError: a file is incomplete, or about other prompts or another model.
     """
     old = _read_old(output)
-    scorer = await EngineOracle.load(oracle, model, config)
-    try:
-        report = Report(
-            model=scorer.engine.model.name.rstrip("/").rsplit("/", 1)[-1],
-            prompts=fingerprint(),
-            oracle={
-                "engine": oracle,
-                "engine_version": environment.engine_version(oracle, scorer.engine.config),
-                "dtype": scorer.engine.info.dtype,
-                "device": scorer.engine.info.device,
-            },
-            gaps=calibration()["gap"],
-            environment=msgspec.to_builtins(environment.gather(oracle)),
-            rows=[],
-        )
-        if report.oracle["dtype"] != "float32":
-            raise ValueError(f"the oracle computes in {report.oracle['dtype']}; it has to be float32")
+    async with AsyncExitStack() as stack:
+        fields = {"dtype": "float32", **config}
+        engine = await stack.enter_async_context(Engine.load(oracle, model, **fields))
+        report = _empty(oracle, engine)
         kept = {row.answers: row for row in old.rows} if old is not None and _basis(old) == _basis(report) else {}
-        wanted = {prompt.id: await scorer.engine.tokenize(_content(prompt)) for prompt in prompts()}
+        wanted = {prompt.id: await engine.tokenize(_content(prompt)) for prompt in prompts()}
+        scorer = EngineOracle(oracle, engine, stack)
         for file in files:
             row = kept.get(_fingerprint(file)) or await judged(scorer, file, model=report.model, prompt_ids=wanted)
             report.rows.append(row)
             _write(output, report)
             told = row.all
             say(f"{row.configuration.label}: {told.parted} of {told.prompts} part, {told.defects} defects")
-        return report
-    finally:
-        await scorer.close()
+    return report
+
+
+def _empty(oracle: str, engine: Engine) -> Report:
+    """A report without rows.
+
+    Raises:
+        ValueError: the oracle computes in another type than float32.
+    """
+    if engine.info.dtype != "float32":
+        raise ValueError(f"the oracle computes in {engine.info.dtype}; it has to be float32")
+    return Report(
+        model=engine.model.name.rstrip("/").rsplit("/", 1)[-1],
+        prompts=fingerprint(),
+        oracle={
+            "engine": oracle,
+            "engine_version": environment.engine_version(oracle, engine.config),
+            "dtype": engine.info.dtype,
+            "device": engine.info.device,
+        },
+        gaps=calibration()["gap"],
+        environment=msgspec.to_builtins(environment.gather(oracle)),
+        rows=[],
+    )
 
 
 def _read_old(file: Path) -> Report | None:
