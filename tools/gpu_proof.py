@@ -54,7 +54,7 @@ class Variant:
         environment: that it runs in; None for this one.
         options: fields of EngineConfig.
         suite: configuration of its conformance run.
-        overhead: benchmark against its native API.
+        overhead: benchmark against its native API, and its options.
         speculative: method → fields of SpeculativeConfig.
         concurrency: whether its throughput is worth measuring.
     """
@@ -65,7 +65,7 @@ class Variant:
     environment: str | None = None
     options: tuple[str, ...] = ()
     suite: str | None = None
-    overhead: str | None = None
+    overhead: tuple[str, ...] = ()
     speculative: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     concurrency: bool = True
 
@@ -78,7 +78,8 @@ VARIANTS = (
         "vllm",
         ("dtype=bfloat16", "max_model_len=2048", CACHE),
         "plugins/vllm/conformance-gpu.toml",
-        "benchmarks/vllm_overhead.py",
+        # Loading three of them takes most of the time there is.
+        ("benchmarks/vllm_overhead.py", "--rounds", "2"),
         {"ngram": {"method": "ngram", "num_speculative_tokens": 4}},
     ),
     Variant(
@@ -88,11 +89,11 @@ VARIANTS = (
         "lmdeploy",
         ("dtype=bfloat16", "max_model_len=2048", CACHE, "native.backend=turbomind"),
         "plugins/lmdeploy/conformance-turbomind.toml",
-        "benchmarks/lmdeploy_overhead.py",
+        ("benchmarks/lmdeploy_overhead.py",),
     ),
     Variant(
         "lmdeploy-pytorch",
-        "LMDeploy, PyTorch",
+        "LMDeploy, PyTorch eager",
         "lmdeploy",
         "lmdeploy",
         ("dtype=bfloat16", "max_model_len=2048", CACHE, "native.backend=pytorch", "execution=eager"),
@@ -207,9 +208,9 @@ def steps(model: str, results: Path, pythons: dict[str, str], jobs: int) -> list
             command = (sys.executable, "benchmarks/speculation.py", each.engine, "--model", model, "--json", str(file))
             words = ("--speculative", json.dumps(fields), *options)
             made.append(Step(f"speculation/{each.name}-{method}", (*command, *words), file, 400, alone=True))
-        if each.overhead is not None and each.environment in pythons:
+        if each.overhead and each.environment in pythons:
             file = results / f"overhead-{each.name}.json"
-            command = (pythons[each.environment], each.overhead, model, "--json", str(file))
+            command = (pythons[each.environment], *each.overhead, model, "--json", str(file))
             made.append(Step(f"overhead/{each.name}", command, file, 470, alone=True))
     return [*answers, *made]
 

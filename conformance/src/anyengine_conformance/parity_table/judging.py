@@ -159,7 +159,7 @@ async def judge(
     """
     old = _read_old(output)
     async with AsyncExitStack() as stack:
-        fields = {"dtype": "float32", **config}
+        fields: dict[str, Any] = {"dtype": "float32", **config}
         engine = await stack.enter_async_context(Engine.load(oracle, model, **fields))
         report = _empty(oracle, engine)
         kept = {row.answers: row for row in old.rows} if old is not None and _basis(old) == _basis(report) else {}
