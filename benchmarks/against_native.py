@@ -26,7 +26,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from anyengine import Engine, EngineConfig, KVCacheConfig, SamplingParams, SchedulingConfig
+from anyengine import Engine, EngineConfig, SamplingParams, SchedulingConfig
 from environment import write
 from overhead import interval
 
@@ -87,12 +87,11 @@ def capacity(options: argparse.Namespace) -> int:
 
 
 async def uniform(engine: str, options: argparse.Namespace, **fields: Any) -> dict[str, Subject]:
-    """``here`` and ``worker``, loaded at the same time."""
+    """``here`` and ``worker``, loaded at the same time; `fields` are further ones of EngineConfig."""
     config = EngineConfig(
         model=options.model,
         max_model_len=options.context,
         dtype="bfloat16",
-        kv_cache=KVCacheConfig(capacity_tokens=capacity(options)),
         scheduling=SchedulingConfig(max_num_seqs=options.concurrency),
         **fields,
     )

@@ -16,15 +16,13 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from against_native import capacity, main, parser, uniform
+from against_native import main, parser, uniform
+from anyengine import KVCacheConfig
 
 if TYPE_CHECKING:
     import argparse
 
     from against_native import Subject
-
-#: LMDeploy's own default, in tokens.
-BLOCK_SIZE = 64
 
 
 class Native:
@@ -66,19 +64,25 @@ async def load(options: argparse.Namespace) -> dict[str, Subject]:
     # As LMDeploy's pipeline and server do: its library alone writes two lines a request.
     os.environ.setdefault("TM_LOG_LEVEL", "WARNING")
 
-    from lmdeploy.messages import GenerationConfig, TurbomindEngineConfig  # noqa: PLC0415 after the arguments were read
+    import torch  # noqa: PLC0415 after the arguments were read
+    from lmdeploy.messages import GenerationConfig, TurbomindEngineConfig  # noqa: PLC0415
     from lmdeploy.serve.core import AsyncEngine  # noqa: PLC0415
     from lmdeploy.utils import get_logger  # noqa: PLC0415
 
     get_logger("lmdeploy").setLevel("WARNING")
-    ours = await uniform("lmdeploy", options, native={"backend": "turbomind"})
+    ours = await uniform(
+        "lmdeploy",
+        options,
+        kv_cache=KVCacheConfig(gpu_memory_fraction=options.memory),
+        native={"backend": "turbomind"},
+    )
+    free, total = torch.cuda.mem_get_info()
     settings = TurbomindEngineConfig(
         dtype="bfloat16",
         session_len=options.context,
         max_batch_size=options.concurrency,
-        cache_block_seq_len=BLOCK_SIZE,
-        # A number of 1 or more is a number of blocks.
-        cache_max_entry_count=-(-capacity(options) // BLOCK_SIZE),
+        # TurboMind takes a share of the memory that is free once the weights are there.
+        cache_max_entry_count=options.memory * total / free,
     )
     engine = await asyncio.to_thread(AsyncEngine, options.model, backend="turbomind", backend_config=settings)
     engine.start_loop(asyncio.get_running_loop(), use_async_api=True)
@@ -96,4 +100,6 @@ async def load(options: argparse.Namespace) -> dict[str, Subject]:
 
 
 if __name__ == "__main__":
-    main(parser(__doc__).parse_args(), load)
+    arguments = parser(__doc__)
+    arguments.add_argument("--memory", type=float, default=0.05, help="share of the GPU's memory for each of the three")
+    main(arguments.parse_args(), load)

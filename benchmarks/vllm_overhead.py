@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from against_native import capacity, main, parser, uniform
+from anyengine import KVCacheConfig
 
 if TYPE_CHECKING:
     import argparse
@@ -59,7 +60,12 @@ async def load(options: argparse.Namespace) -> dict[str, Subject]:
     from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415
     from vllm.v1.engine.async_llm import AsyncLLM  # noqa: PLC0415
 
-    ours = await uniform("vllm", options, execution="eager" if options.eager else "auto")
+    ours = await uniform(
+        "vllm",
+        options,
+        kv_cache=KVCacheConfig(capacity_tokens=capacity(options)),
+        execution="eager" if options.eager else "auto",
+    )
     cuda = current_platform.is_cuda()
     block_size = 16 if cuda else 128
     args = AsyncEngineArgs(

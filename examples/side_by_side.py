@@ -2,10 +2,10 @@
 
     anyengine env create vllm --variant cuda
     anyengine env create lmdeploy --variant cuda
-    python examples/side_by_side.py --model MODEL --cache-tokens 65536 vllm@vllm-cuda lmdeploy@lmdeploy-cuda
+    python examples/side_by_side.py --model MODEL --memory 0.3 vllm@vllm-cuda lmdeploy@lmdeploy-cuda
 
 Each engine is given as ENGINE or ENGINE@ENVIRONMENT. Nothing of them is installed where this program runs, and each
-keeps to a cache of so many tokens, so that all fit on the device. Without arguments the reference engine answers twice,
+keeps to that share of the GPU's memory, so that all fit. Without arguments the reference engine answers twice,
 in two processes.
 """
 
@@ -33,15 +33,15 @@ def columns(parts: Iterable[str]) -> str:
     return "  ".join(part.ljust(WIDTH) for part in parts).rstrip()
 
 
-async def main(engines: list[str], model: str | None, cache_tokens: int | None, max_tokens: int) -> None:
+async def main(engines: list[str], model: str | None, memory: float | None, max_tokens: int) -> None:
     """Load the engines one after the other, ask them all at once, and print their answers in columns."""
     async with AsyncExitStack() as stack:
         loaded: list[Engine] = []
         for each in engines:
             name, _, environment = each.partition("@")
             options: dict[str, Any] = {"environment": environment} if environment else {}
-            if cache_tokens is not None:
-                options["kv_cache"] = {"capacity_tokens": cache_tokens}
+            if memory is not None:
+                options["kv_cache"] = {"gpu_memory_fraction": memory}
             loaded.append(await stack.enter_async_context(Engine.load(name, model, isolation="process", **options)))
         answers = await asyncio.gather(
             *(
@@ -62,7 +62,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engines", nargs="*", default=["reference", "reference"], metavar="ENGINE[@ENVIRONMENT]")
     parser.add_argument("--model", help="folder or hub id; each engine's own without it")
-    parser.add_argument("--cache-tokens", type=int, help="capacity of each engine's cache")
+    parser.add_argument("--memory", type=float, help="share of the GPU's memory for each engine")
     parser.add_argument("--max-tokens", type=int, default=32)
     given = parser.parse_args()
-    asyncio.run(main(given.engines, given.model, given.cache_tokens, given.max_tokens))
+    asyncio.run(main(given.engines, given.model, given.memory, given.max_tokens))

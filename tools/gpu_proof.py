@@ -87,7 +87,7 @@ VARIANTS = (
         "LMDeploy, TurboMind",
         "lmdeploy",
         "lmdeploy",
-        ("dtype=bfloat16", "max_model_len=2048", CACHE, "native.backend=turbomind"),
+        ("dtype=bfloat16", "max_model_len=2048", "kv_cache.gpu_memory_fraction=0.05", "native.backend=turbomind"),
         "plugins/lmdeploy/conformance-turbomind.toml",
         ("benchmarks/lmdeploy_overhead.py",),
     ),
