@@ -86,17 +86,18 @@ async def test_what_measures_speed_waits_for_the_others(tmp_path):
 
 
 def test_the_table_is_made_of_the_answers_that_are_there(tmp_path):
-    every = PROOF["steps"]("model", tmp_path, {"vllm": "python"}, 2)
+    plan = PROOF["Plan"]("model", tmp_path, {"vllm": "python"}, 2)
+    every = plan.steps()
     answers = [each for each in every if each.name.startswith("answers/")]
     assert len(answers) > 4
     answers[0].write("passed", 1.0, 0)
     answers[1].write("cut off", 1.0, 0)
-    command = PROOF["judging"]("model", tmp_path, every).command
+    command = plan.judging(every).command
     assert [word for word in command if word.endswith(".jsonl")] == [str(answers[0].report)]
 
 
 def test_every_step_has_a_name_and_a_report_of_its_own_and_names_files_that_are_there(tmp_path):
-    every = PROOF["steps"]("model", tmp_path, {"vllm": "python", "lmdeploy": "python"}, 2)
+    every = PROOF["Plan"]("model", tmp_path, {"vllm": "python", "lmdeploy": "python"}, 2).steps()
     assert len({each.name for each in every}) == len({each.report for each in every}) == len(every)
     files = [word for each in every for word in each.command if word.endswith((".py", ".toml"))]
     assert [word for word in files if not (ROOT / word).exists()] == []

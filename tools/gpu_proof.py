@@ -53,7 +53,7 @@ class Variant:
         engine: name of the plugin.
         environment: that it runs in; None for this one.
         options: fields of EngineConfig.
-        suite: configuration of its conformance run.
+        suite: arguments of its conformance run; none where that would say nothing more.
         overhead: benchmark against its native API, and its options.
         speculative: method → fields of SpeculativeConfig.
         concurrency: whether its throughput is worth measuring.
@@ -64,7 +64,7 @@ class Variant:
     engine: str
     environment: str | None = None
     options: tuple[str, ...] = ()
-    suite: str | None = None
+    suite: tuple[str, ...] = ()
     overhead: tuple[str, ...] = ()
     speculative: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     concurrency: bool = True
@@ -77,7 +77,7 @@ VARIANTS = (
         "vllm",
         "vllm",
         ("dtype=bfloat16", "max_model_len=2048", CACHE),
-        "plugins/vllm/conformance-gpu.toml",
+        ("--config", "plugins/vllm/conformance-gpu.toml"),
         # Loading three of them takes most of the time there is.
         ("benchmarks/vllm_overhead.py", "--rounds", "2"),
         {"ngram": {"method": "ngram", "num_speculative_tokens": 4}},
@@ -88,7 +88,7 @@ VARIANTS = (
         "lmdeploy",
         "lmdeploy",
         ("dtype=bfloat16", "max_model_len=2048", "kv_cache.gpu_memory_fraction=0.05", "native.backend=turbomind"),
-        "plugins/lmdeploy/conformance-turbomind.toml",
+        ("--config", "plugins/lmdeploy/conformance-turbomind.toml"),
         ("benchmarks/lmdeploy_overhead.py",),
     ),
     Variant(
@@ -97,7 +97,7 @@ VARIANTS = (
         "lmdeploy",
         "lmdeploy",
         ("dtype=bfloat16", "max_model_len=2048", CACHE, "native.backend=pytorch", "execution=eager"),
-        "plugins/lmdeploy/conformance-pytorch.toml",
+        ("--config", "plugins/lmdeploy/conformance-pytorch.toml"),
     ),
     # The control: what the data type alone does.
     Variant(
@@ -105,7 +105,7 @@ VARIANTS = (
         "transformers",
         "transformers",
         options=("dtype=bfloat16", "device=cuda"),
-        suite="plugins/transformers/conformance.toml",
+        suite=("--config", "plugins/transformers/conformance.toml", "-o", "device=cuda"),
         concurrency=False,
     ),
     Variant(
@@ -115,7 +115,7 @@ VARIANTS = (
         options=("dtype=float32", "device=cuda"),
         concurrency=False,
     ),
-    Variant("reference", "reference", "reference", concurrency=False),
+    Variant("reference", "reference", "reference", suite=("reference",), concurrency=False),
 )
 
 
@@ -166,61 +166,78 @@ class Step:
         self.record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def steps(model: str, results: Path, pythons: dict[str, str], jobs: int) -> list[Step]:
-    """All of them, in order."""
-    made: list[Step] = []
-    answers: list[Step] = []
-    for each in VARIANTS:
-        there = () if each.environment is None else (f"environment={each.environment}",)
-        options = tuple(word for option in (*each.options, *there) for word in ("-o", option))
-        report = results / f"conformance-{each.name}.json"
-        if each.suite is not None:
-            words = ("run", "--config", each.suite, "--jobs", str(jobs), "--report", str(report))
-            words += ("-o", "device=cuda") if each.engine == "transformers" else ()
-            made.append(Step(f"conformance/{each.name}", (*ANYENGINE, "conformance", *words), report, 900))
-        rows = {each.name: (each.label, options)}
-        for method, fields in each.speculative.items():
-            rows[f"{each.name}-{method}"] = (
-                f"{each.label}, {method} speculation",
-                (*options, "-o", f"speculative={json.dumps(fields)}"),
-            )
+@dataclass(frozen=True)
+class Plan:
+    """What all steps share.
+
+    Attributes:
+        model: folder of the checkpoint.
+        results: folder of the reports.
+        pythons: name of an environment → its interpreter.
+        jobs: processes of a conformance run.
+    """
+
+    model: str
+    results: Path
+    pythons: dict[str, str]
+    jobs: int
+
+    def steps(self) -> list[Step]:
+        """All of them but the last, in order: answers first, for the table needs them."""
+        made = [step for variant in VARIANTS for step in self._answers(variant)]
+        for variant in VARIANTS:
+            made += [*self._conformance(variant), *self._speed(variant)]
+        return made
+
+    def judging(self, every: list[Step]) -> Step:
+        """The parity table, of the answers that are there."""
+        files = [str(step.report) for step in every if step.name.startswith("answers/") and step.outcome() == "passed"]
+        report = self.results / "parity.json"
+        words = ("--model", self.model, "--oracle", "transformers", "-o", "device=cuda", "--output", str(report))
+        return Step("parity", (*PARITY, "judge", *files, *words), report, 470)
+
+    def _options(self, variant: Variant) -> tuple[str, ...]:
+        there = () if variant.environment is None else (f"environment={variant.environment}",)
+        return tuple(word for option in (*variant.options, *there) for word in ("-o", option))
+
+    def _answers(self, variant: Variant) -> list[Step]:
+        """Rows of the parity table: the engine, and with speculation also one request at a time."""
+        rows: dict[str, tuple[str, tuple[str, ...]]] = {variant.name: (variant.label, ())}
+        for method, fields in variant.speculative.items():
+            words = ("-o", f"speculative={json.dumps(fields)}")
+            label = f"{variant.label}, {method} speculation"
+            rows[f"{variant.name}-{method}"] = (label, words)
+            rows[f"{variant.name}-{method}-alone"] = (f"{label}, one at a time", (*words, "--at-once", "1"))
+        made: list[Step] = []
         for name, (label, words) in rows.items():
-            file = results / f"answers-{name}.jsonl"
-            command = (
-                *PARITY,
-                "answer",
-                each.engine,
-                "--label",
-                label,
-                "--model",
-                model,
-                "--output",
-                str(file),
-                *words,
-            )
-            answers.append(Step(f"answers/{name}", command, file, 400))
-        if each.concurrency:
-            file = results / f"concurrency-{each.name}.json"
-            command = (sys.executable, "benchmarks/concurrency.py", each.engine, "--model", model, "--json", str(file))
-            made.append(Step(f"concurrency/{each.name}", (*command, *options), file, 400, alone=True))
-        for method, fields in each.speculative.items():
-            file = results / f"speculation-{each.name}-{method}.json"
-            command = (sys.executable, "benchmarks/speculation.py", each.engine, "--model", model, "--json", str(file))
-            words = ("--speculative", json.dumps(fields), *options)
-            made.append(Step(f"speculation/{each.name}-{method}", (*command, *words), file, 400, alone=True))
-        if each.overhead and each.environment in pythons:
-            file = results / f"overhead-{each.name}.json"
-            command = (pythons[each.environment], *each.overhead, model, "--json", str(file))
-            made.append(Step(f"overhead/{each.name}", command, file, 470, alone=True))
-    return [*answers, *made]
+            file = self.results / f"answers-{name}.jsonl"
+            base = ("answer", variant.engine, "--label", label, "--model", self.model, "--output", str(file))
+            made.append(Step(f"answers/{name}", (*PARITY, *base, *self._options(variant), *words), file, 400))
+        return made
 
+    def _conformance(self, variant: Variant) -> list[Step]:
+        if not variant.suite:
+            return []
+        report = self.results / f"conformance-{variant.name}.json"
+        words = (*variant.suite, "--jobs", str(self.jobs), "--report", str(report))
+        return [Step(f"conformance/{variant.name}", (*ANYENGINE, "conformance", "run", *words), report, 900)]
 
-def judging(model: str, results: Path, every: list[Step]) -> Step:
-    """The parity table, of the answers that are there."""
-    report = results / "parity.json"
-    files = [str(step.report) for step in every if step.name.startswith("answers/") and step.outcome() == "passed"]
-    command = (*PARITY, "judge", *files, "--model", model, "--oracle", "transformers", "--output", str(report))
-    return Step("parity", (*command, "-o", "device=cuda"), report, 470)
+    def _speed(self, variant: Variant) -> list[Step]:
+        programs: dict[str, tuple[str, ...]] = {}
+        ours = (variant.engine, "--model", self.model, *self._options(variant))
+        if variant.concurrency:
+            programs[f"concurrency/{variant.name}"] = (sys.executable, "benchmarks/concurrency.py", *ours)
+        for method, fields in variant.speculative.items():
+            command = (sys.executable, "benchmarks/speculation.py", *ours, "--speculative", json.dumps(fields))
+            programs[f"speculation/{variant.name}-{method}"] = command
+        if variant.overhead and variant.environment in self.pythons:
+            command = (self.pythons[variant.environment], *variant.overhead, self.model)
+            programs[f"overhead/{variant.name}"] = command
+        made: list[Step] = []
+        for name, command in programs.items():
+            file = self.results / f"{name.replace('/', '-')}.json"
+            made.append(Step(name, (*command, "--json", str(file)), file, 470, alone=True))
+        return made
 
 
 #: Packages that decide about numbers and speed.
@@ -348,10 +365,11 @@ def main(
             find_environment(name)
         except AnyEngineError:
             add_environment(name, python)
-    every = steps(model, results.absolute(), pythons, jobs)
+    plan = Plan(model, results.absolute(), pythons, jobs)
+    every = plan.steps()
     chosen = [step for step in every if not wanted or step.name.startswith(wanted)]
     if listing:
-        for step in [*chosen, judging(model, results.absolute(), every)]:
+        for step in [*chosen, plan.judging(every)]:
             print(f"{step.name:32} {step.outcome() or '-'}")
         return
     results.mkdir(parents=True, exist_ok=True)
@@ -360,7 +378,7 @@ def main(
     left = _left(chosen, again=again)
     asyncio.run(Runner(left, list(gpus), at_once, ends).run())
     if not wanted or "parity".startswith(wanted):
-        last = _left([judging(model, results.absolute(), every)], again=again)
+        last = _left([plan.judging(every)], again=again)
         asyncio.run(Runner(last, list(gpus[:1]), 1, ends).run())
         left += last
     raise SystemExit(0 if all(step.outcome() == "passed" for step in left) else 1)
