@@ -9,8 +9,9 @@ import msgspec
 import pytest
 from anyengine.cli import main
 from anyengine.outputs import Score, TokenLogprobs
+from anyengine_conformance.parity_table import judging
 from anyengine_conformance.parity_table.answers import Answer, Configuration, answer, read
-from anyengine_conformance.parity_table.judging import Report, judge, judged
+from anyengine_conformance.parity_table.judging import Report, Row, judge, judged
 from anyengine_conformance.parity_table.page import written
 from anyengine_conformance.parity_table.prompts import KINDS, fingerprint, prompts
 from click.testing import CliRunner
@@ -156,7 +157,9 @@ async def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-async def test_the_reference_engine_agrees_with_itself_and_a_changed_token_is_found(answered: Path, tmp_path: Path):
+async def test_the_reference_engine_agrees_with_itself_and_a_changed_token_is_found_once(
+    answered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     report = tmp_path / "report.json"
     wrong = tmp_path / "wrong.jsonl"
     given = read(answered)
@@ -170,6 +173,13 @@ async def test_the_reference_engine_agrees_with_itself_and_a_changed_token_is_fo
     assert found.rows[0].all.error_max == pytest.approx(0, abs=1e-4)
     assert found.rows[1].divergences == {given.answers[7].id: 1}
     assert msgspec.json.decode(report.read_bytes(), type=Report) == found
+
+    async def never(*_: Any, **__: Any) -> Row:
+        raise AssertionError("a row that is there was judged again")
+
+    monkeypatch.setattr(judging, "judged", never)
+    again = await judge([wrong], report, oracle="reference", model="storyteller", config={}, say=lambda _: None)
+    assert again.rows == found.rows[1:]
 
 
 def without_the_last_two(answered: Path, folder: Path) -> Path:
