@@ -1,7 +1,8 @@
-"""What a figure was measured on: goes into every result."""
+"""What a figure was measured on, and how results are written."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -11,7 +12,11 @@ from pathlib import Path
 
 PACKAGES = (
     "anyengine",
+    "anyengine-lmdeploy",
     "anyengine-reference",
+    "anyengine-transformers",
+    "anyengine-vllm",
+    "lmdeploy",
     "numpy",
     "msgspec",
     "pydantic",
@@ -34,6 +39,13 @@ def environment() -> dict[str, object]:
         "cores": os.cpu_count(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def write(file: Path | None, **content: object) -> None:
+    """Write a result with what it was measured on; None writes nothing."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"environment": environment(), **content}, indent=2) + "\n")
 
 
 def _version(package: str) -> str | None:

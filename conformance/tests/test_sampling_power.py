@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from anyengine_conformance import statistics
 from anyengine_conformance.families._exact import banded_p
-from anyengine_conformance.families._forced import calibration
+from anyengine_conformance.teacher_forcing import calibration
 
 #: Eight cells, as the checks have them: some likely, some seldom.
 MODEL = [0.30, 0.22, 0.15, 0.11, 0.08, 0.06, 0.05, 0.03]

@@ -11,6 +11,8 @@ from anyengine.cli.options import Assignment, merged
 from anyengine.cli.output import Output, common_options
 from click.exceptions import Exit
 
+from anyengine_conformance.parity_table.cli import parity
+
 if TYPE_CHECKING:
     from anyengine_conformance.check import Check
     from anyengine_conformance.results import Report
@@ -24,6 +26,9 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.group(epilog="Exit codes: 0 all as expected, 1 a check failed or something broke, 2 misuse, 130 interrupted.")
 def conformance() -> None:
     """Prove that an engine keeps the uniform API."""
+
+
+conformance.add_command(parity)
 
 
 @conformance.command("list")

@@ -7,12 +7,18 @@ import platform
 import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import TYPE_CHECKING
 
+from anyengine.environments import find_environment
+from anyengine.place import Here, choose_place, describe
 from anyengine.plugins import ENGINES
 
 from anyengine_conformance.results import Environment
 
-__all__ = ["gather"]
+if TYPE_CHECKING:
+    from anyengine import EngineConfig
+
+__all__ = ["engine_version", "gather"]
 
 #: What decides about numbers, beside the engine's own packages.
 _PACKAGES = ("anyengine", "anyengine-conformance", "anyengine-reference", "hypothesis", "numpy", "tokenizers", "torch")
@@ -50,3 +56,21 @@ def _accelerators() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def engine_version(engine: str, config: EngineConfig) -> str | None:
+    """Version of the engine library where the engine runs with that configuration; None if that is not known.
+
+    Needs a running event loop, as loading does.
+
+    Raises:
+        AnyEngineError: there is no place for it to run.
+    """
+    place = choose_place(engine, config)
+    if isinstance(place, Here):
+        return place.description.engine_version
+    if place.environment is None:
+        return describe(engine)[1].engine_version
+    described = find_environment(place.environment).described
+    found = () if described is None else described.engines
+    return next((each.engine_version for each in found if each.name == engine), None)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+
+from anyengine_conformance.teacher_forcing import ending, near_tie_gap, steps_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -16,26 +15,12 @@ if TYPE_CHECKING:
 
     from anyengine_conformance.context import Context
 
-__all__ = ["Judged", "answer_of", "calibration", "forced", "forced_all", "near_tie"]
-
-#: Nats that log-probabilities may be off on average, for each data type.
-MEAN_ERROR = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.1}
-
-
-@cache
-def calibration() -> dict[str, Any]:
-    """What `conformance/tools/calibrate_parity.py` measured."""
-    return json.loads(files("anyengine_conformance").joinpath("calibration.json").read_text(encoding="utf-8"))
+__all__ = ["Judged", "answer_of", "forced", "forced_all", "near_tie"]
 
 
 def near_tie(t: Context) -> float:
-    """Nats within which either of two tokens may be the greedy one in the engine's data type.
-
-    The data type's rounding changes the difference between two tokens; the 99.9% quantile of that change, measured,
-    times a margin, at most 0.25. An engine errs only where a change beyond that meets a difference beyond that.
-    """
-    gaps: dict[str, float] = calibration()["gap"]
-    return gaps.get(t.engine.info.dtype or "", max(gaps.values()))
+    """:func:`near_tie_gap` of the engine's data type."""
+    return near_tie_gap(t.engine.info.dtype)
 
 
 @dataclass(slots=True)
@@ -91,25 +76,18 @@ async def forced(
     stops = t.engine.model.eos_token_ids if ends is None else ends
     prompt, tokens = answer.prompt_token_ids, answer.token_ids
     t.expect(bool(tokens), expected=f"at least one token {what}", seen="an empty completion")
-    score = await oracle.score([*prompt, *tokens], logprobs=1 + len(forbidden))
     judged = Judged(steps=len(tokens))
-    for step, token in enumerate(tokens):
-        entry = score.entries[len(prompt) + step]
-        if entry is None:
-            raise TypeError("the oracle gave no entry for a token")
-        allowed = {other: value for other, value in entry.top.items() if other not in forbidden or other == token}
-        best = max(allowed, key=allowed.__getitem__)
-        behind = allowed[best] - entry.logprob
-        judged.ties += token != best and behind <= gap
-        if behind > gap:
-            told = await t.engine.detokenize([*tokens[:step]])
+    for number, step in enumerate(await steps_of(oracle, prompt, tokens, forbidden=forbidden)):
+        judged.ties += step.token != step.best and step.behind <= gap
+        if step.behind > gap:
+            told = await t.engine.detokenize([*tokens[:number]])
             raise t.fail(
-                expected=f"token {step} {what} to be {best}, the best by {oracle.name} in float32 behind the tokens "
-                f"before it, or within {gap:g} nats of it (a near-tie in {t.engine.info.dtype})",
-                seen=f"{token}, which is {behind:.3f} nats less likely; before it: {told!r}",
+                expected=f"token {number} {what} to be {step.best}, the best by {oracle.name} in float32 behind the "
+                f"tokens before it, or within {gap:g} nats of it (a near-tie in {t.engine.info.dtype})",
+                seen=f"{step.token}, which is {step.behind:.3f} nats less likely; before it: {told!r}",
             )
         if answer.logprobs is not None:
-            judged.errors.append(abs(answer.logprobs[step].logprob - entry.logprob))
+            judged.errors.append(abs(answer.logprobs[number].logprob - step.logprob))
     if max_tokens is not None:
         _ending(t, answer, max_tokens, stops, what)
     return judged
@@ -118,11 +96,9 @@ async def forced(
 def _ending(t: Context, answer: Completion, max_tokens: int, stops: Collection[int], what: str) -> None:
     """The tokens say where it ends: at the first end-of-sequence token, else at the length."""
     tokens = answer.token_ids
-    first = next((place for place, token in enumerate(tokens) if token in stops), None)
-    wanted = ("stop", first + 1) if first is not None else ("length", max_tokens)
     t.equal(
         (answer.finish_reason, len(tokens)),
-        wanted,
+        ending(tokens, max_tokens, stops),
         f"(finish_reason, number of tokens) {what}, by the end-of-sequence tokens {sorted(stops)[:8]} among its tokens",
         advice="end a sequence at the first of request.eos_token_ids, or at max_tokens, and nowhere else",
     )

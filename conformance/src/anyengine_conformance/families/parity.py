@@ -24,7 +24,8 @@ from anyengine import AnyEngineError, SamplingParams
 
 from anyengine_conformance.check import check, family, variant
 from anyengine_conformance.families import _kinds as kinds
-from anyengine_conformance.families._forced import MEAN_ERROR, Judged, answer_of, forced, forced_all
+from anyengine_conformance.families._forced import Judged, answer_of, forced, forced_all
+from anyengine_conformance.teacher_forcing import MEAN_ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
