@@ -1,4 +1,4 @@
-"""What the scripts that make ``plugins/*/tests/contract/*.json`` share: facts of one field or method, and differences."""
+"""What the scripts share that make ``plugins/*/tests/contract/*.json``: facts of a field or method, and differences."""
 
 from __future__ import annotations
 

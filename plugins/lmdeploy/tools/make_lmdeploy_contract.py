@@ -2,8 +2,8 @@
 
     python tools/make_lmdeploy_contract.py FOLDER
 
-FOLDER has ``lmdeploy-VERSION.json``, made from LMDeploy's source; ``tests/contract/VERSION.json`` is written. Each class
-keeps its provenance: the file and line of that release.
+FOLDER has ``lmdeploy-VERSION.json``, made from LMDeploy's source; ``tests/contract/VERSION.json`` is written. Each
+class keeps its provenance: the file and line of that release.
 """
 # ruff: noqa: INP001, T201 a script
 
@@ -110,7 +110,7 @@ def make(contract: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write the facts of every version that is there, and say what changed."""
+    """Write the facts of every version that is there, fields in order, and say what changed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     for source in sorted(parser.parse_args().folder.glob("lmdeploy-*.json")):
@@ -118,7 +118,7 @@ def main() -> None:
         target = OUTPUT / f"{facts['version']}.json"
         if target.exists():
             print(*difference(json.loads(target.read_bytes()), facts), sep="\n")
-        target.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        target.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         print(f"{target}: {len(facts['classes'])} classes")
 
 
