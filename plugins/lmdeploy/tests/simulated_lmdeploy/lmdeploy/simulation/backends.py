@@ -43,6 +43,10 @@ class BackendEngine:
         self.engine_config = copy.deepcopy(engine_config)
         if self.engine_config.max_batch_size is None:
             self.engine_config.max_batch_size = _BATCH
+        own = str(self.hf_config.get("torch_dtype") or self.hf_config.get("dtype"))
+        own = own if own in {"bfloat16", "float16"} else "float16"
+        #: What is computed in; here it is float32 all the same.
+        self.dtype = own if self.engine_config.dtype == "auto" else self.engine_config.dtype
         self.failures: deque[Any] = deque()
         self.live: dict[int, Any] = {}
         self.closed = False

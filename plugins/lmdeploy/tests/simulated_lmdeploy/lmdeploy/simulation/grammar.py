@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from anyengine.errors import AnyEngineError
 from anyengine.request import Structured
 from anyengine_reference.structured import ConstraintCompiler
 from llguidance import LLMatcher
@@ -33,6 +34,13 @@ def parse(response_format: dict[str, Any]) -> Structured | None:
         KeyError: a part is missing.
         RuntimeError: a part that cannot be compiled.
     """
+    try:
+        return _parse(response_format)
+    except AnyEngineError as error:  # it is LMDeploy that speaks here
+        raise RuntimeError(str(error)) from error
+
+
+def _parse(response_format: dict[str, Any]) -> Structured | None:
     kind = response_format.get("type", "text")
     if kind not in limit("response_formats"):
         raise ValueError(f"unsupported format type: {kind}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import aclosing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lmdeploy.messages import EngineOutput, ResponseType
@@ -137,6 +138,7 @@ class Engine(BackendEngine):
             rounded=config.model_format == "fp8",
         )
         config.num_gpu_blocks = executor.blocks + reserved
+        self.model_config = SimpleNamespace(dtype=f"torch.{self.dtype}")
         # A block less than there is room for.
         self.max_session_len = min((executor.blocks - 1) * executor.block_size, config.session_len)
         return executor
@@ -222,3 +224,6 @@ class Engine(BackendEngine):
         """End it: requests that run hear of it within a second."""
         self.closed = True
         self.executor.stop()
+
+    async def wait_tasks(self) -> None:
+        """Wait for the loop's end."""

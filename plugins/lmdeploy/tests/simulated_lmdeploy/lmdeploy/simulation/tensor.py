@@ -46,6 +46,16 @@ class Tensor(np.ndarray):
         """How many elements."""
         return self.size
 
+    def index_add(self, dim: int, index: Tensor, source: Tensor) -> Tensor:
+        """A copy with values added at some places; places may come twice."""
+        changed = self.clone()
+        np.add.at(changed, tuple([slice(None)] * dim) + (np.asarray(index),), np.asarray(source))
+        return changed
+
+    def masked_fill(self, mask: Tensor, value: float) -> Tensor:
+        """A copy with a value where the mask is true."""
+        return np.where(mask, np.asarray(value, self.dtype), self).view(Tensor)
+
     def log_softmax(self, dim: int = -1) -> Tensor:
         """Logarithms of the distribution along an axis."""
         values = np.asarray(self) - np.asarray(self).max(axis=dim, keepdims=True)
@@ -67,16 +77,13 @@ def make_torch(*, free: int, total: int) -> Any:
     """The module, with one device of so many bytes that can do what an H100 can."""
     return SimpleNamespace(
         bool=np.bool_,
-        float32=np.float32,
-        int64=np.int64,
         tensor=lambda values, dtype=None, device=None: np.array(values, dtype).view(Tensor),
-        zeros=lambda *shape, dtype=np.float32, device=None: np.zeros(shape, dtype).view(Tensor),
         ones=lambda *shape, dtype=np.float32, device=None: np.ones(shape, dtype).view(Tensor),
-        full=lambda shape, value, dtype=np.float32, device=None: np.full(shape, value, dtype).view(Tensor),
         cuda=SimpleNamespace(
             mem_get_info=lambda: (free, total),
             device_count=lambda: 1,
+            empty_cache=lambda: None,
             get_device_capability=lambda: (9, 0),
-            is_available=lambda: True,
+            get_device_name=lambda index: "simulated",
         ),
     )

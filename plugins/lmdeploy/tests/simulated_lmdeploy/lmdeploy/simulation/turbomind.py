@@ -134,6 +134,7 @@ class TurboMind(BackendEngine):
             raise ValueError(f"unknown model_format: {config.model_format!r}")
         if config.model_format not in (None, "hf") and "quantization_config" not in self.hf_config:
             raise KeyError(f"no tensors of {config.model_format}: TurboMind quantises nothing while it loads")
+        config.dtype = self.dtype
         share = config.cache_max_entry_count
         executor = Executor(
             self.folder,
