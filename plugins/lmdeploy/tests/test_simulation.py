@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import inspect
 import logging
+import threading
 from contextlib import aclosing
 
 import pytest
@@ -342,11 +343,6 @@ async def test_turbomind_without_a_seed_draws_the_same(make):
     engine.close()
 
 
-async def test_turbomind_blocks_are_counted_from_1_on(make):
-    assert make("turbomind", cache_max_entry_count=40).engine.executor.blocks == 40
-    assert make("turbomind", cache_max_entry_count=0.5).engine.executor.blocks == 512
-
-
 # -- PyTorch ----------------------------------------------------------------------------------------------------------
 
 
@@ -384,11 +380,28 @@ async def test_pytorch_scores_a_prompt(make, messages):
     engine.close()
 
 
-async def test_pytorch_ends_what_is_prefilled_with_a_score(make):
+async def test_pytorch_ends_what_is_prefilled_with_a_score(make, monkeypatch):
     engine = make("pytorch", logprobs_mode="raw_logprobs")
-    score = run(engine, 1, max_new_tokens=0, logprobs=0, logprob_start_len=0)
-    _, beside = await asyncio.gather(score, run(engine, 2, max_new_tokens=5))
-    assert tokens(beside) == [0]
+    core, going, stepping = engine.engine.executor.core, threading.Event(), threading.Event()
+    step = core.step
+
+    def held():
+        stepping.set()
+        going.wait(20)
+        return step()
+
+    monkeypatch.setattr(core, "step", held)
+    first = asyncio.create_task(run(engine, 1, max_new_tokens=5))
+    await asyncio.to_thread(stepping.wait, 20)
+    # Both come while a step is under way, so they begin in the next one.
+    score = asyncio.create_task(run(engine, 2, max_new_tokens=0, logprobs=0, logprob_start_len=0))
+    beside = asyncio.create_task(run(engine, 3, max_new_tokens=5))
+    while len(engine.engine.live) < 3:  # noqa: ASYNC110 the simulation has no event to wait for
+        await asyncio.sleep(0)
+    going.set()
+    assert len(tokens(await first)) == 5
+    assert len((await score)[0].logprobs) == 2
+    assert tokens(await beside) == [0]
     engine.close()
 
 
@@ -436,8 +449,8 @@ async def test_pytorch_dies_of_a_format_that_does_not_compile(make, messages):
 
 
 async def test_pytorch_says_how_many_blocks_it_made(make):
-    assert make("pytorch", num_gpu_blocks=12).backend_config.num_gpu_blocks == 12
-    engine = make("pytorch", num_gpu_blocks=12, block_size=16)
+    engine = make("pytorch", num_gpu_blocks=18, block_size=16)
+    assert engine.backend_config.num_gpu_blocks == 18
     # One is kept back, and one more is left out of the context.
-    assert engine.engine.max_session_len == 160
+    assert engine.engine.max_session_len == 256
     assert make("pytorch").backend_config.num_gpu_blocks == 513

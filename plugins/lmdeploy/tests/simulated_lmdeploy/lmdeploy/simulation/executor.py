@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,7 @@ from anyengine.backend import DeltaCollector, TokenRequest
 from anyengine.request import SamplingParams
 from anyengine_reference.blocks import BlockPool
 from anyengine_reference.core import Core
-from anyengine_reference.model import KVCache, Model, load_model
-from anyengine_reference.model.checkpoint import Checkpoint
-from anyengine_reference.model.config import ModelConfig
-from anyengine_reference.model.int8 import is_quantizable
+from anyengine_reference.model import KVCache, Segment, load_model
 from anyengine_reference.scheduler import Limits, Scheduler
 from anyengine_reference.sequence import Sequence
 from anyengine_reference.speculation import DraftModel
@@ -35,8 +31,6 @@ DEVICE_FREE = 70 * 2**30
 #: More blocks than this hold are not made, whatever share of the device was asked for.
 _MOST_TOKENS = 32768
 _LOGIT_ROWS = 64
-_BITS_OF_E4M3 = 4
-_LARGEST_E4M3 = 448.0
 
 
 class _Scheduler(Scheduler):
@@ -67,22 +61,6 @@ class _Core(Core):
             sequence.tokens.append(0)
             return [0], None, "stop"
         return super()._sample(sequence, *others)
-
-
-class _Rounded:
-    """A checkpoint whose projections are rounded to 8-bit floats, one scale an output: as FP8 would."""
-
-    def __init__(self, folder: Path) -> None:
-        self._checkpoint = Checkpoint(folder)
-
-    def read(self, name: str, shape: tuple[int, ...]) -> Any:
-        values = self._checkpoint.read(name, shape)
-        if not is_quantizable(name):
-            return values
-        scale = np.abs(values).max(1, keepdims=True) / _LARGEST_E4M3
-        mantissa, exponent = np.frexp(values / scale)
-        steps = 2.0**_BITS_OF_E4M3
-        return (np.ldexp(np.rint(mantissa * steps) / steps, exponent) * scale).astype(np.float32)
 
 
 class Running:
@@ -134,7 +112,6 @@ class Executor:
         share: that share.
         limits: of the scheduler.
         draft: folder of a proposer's checkpoint.
-        rounded: whether weights are rounded to 8-bit floats.
     """
 
     def __init__(
@@ -146,13 +123,8 @@ class Executor:
         share: float,
         limits: Limits,
         draft: Path | None = None,
-        rounded: bool = False,
     ) -> None:
-        if rounded:
-            config = ModelConfig.from_dict(json.loads((folder / "config.json").read_bytes()))
-            self.model: Any = Model(config, _Rounded(folder))
-        else:
-            self.model = load_model(folder)
+        self.model: Any = load_model(folder)
         config = self.model.config
         if blocks is None:
             size = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4 * block_size
@@ -210,8 +182,6 @@ class Executor:
 
     def logits(self, tokens: list[int]) -> Any:
         """The model's own logits after each token, float32 [n, vocab]."""
-        from anyengine_reference.model import Segment
-
         blocks = -(-len(tokens) // 16)
         cache = KVCache(self.model.config, blocks, 16)
         (rows,) = self.model.forward([Segment(tokens, 0, list(range(blocks)))], cache)

@@ -7,23 +7,27 @@ alone would refuse, or take, is not known to this simulation.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from anyengine.errors import AnyEngineError
 from anyengine.request import Structured
 from anyengine_reference.structured import ConstraintCompiler
-from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from .facts import limit
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = ["FROM_XGRAMMAR", "Compiler", "check", "parse"]
+__all__ = ["FROM_XGRAMMAR", "Compiler", "TooComplexError", "check", "parse"]
 
 #: What grammars begin with that the simulated xgrammar made; JSON of a response format follows.
 FROM_XGRAMMAR = "# simulated: "
+
+#: For a check without a checkpoint: every byte is a token.
+_BYTES = ConstraintCompiler(Path("byte"), 257, frozenset({256}))
+
+
+class TooComplexError(Exception):
+    """It compiles, but not with a whole vocabulary: so llguidance, and not xgrammar."""
 
 
 def parse(response_format: dict[str, Any]) -> Structured | None:
@@ -91,16 +95,15 @@ def check(response_format: dict[str, Any]) -> None:
         RuntimeError, KeyError, ValueError: it cannot be compiled.
     """
     structured = parse(json.loads(json.dumps(response_format)))
-    if structured is None:
-        return
-    grammar = {
-        "json_schema": lambda: LLMatcher.grammar_from_json_schema(json.dumps(structured.json_schema)),
-        "regex": lambda: LLMatcher.grammar_from_regex(structured.regex or ""),
-        "grammar": lambda: LLMatcher.grammar_from_lark(structured.grammar or ""),
-    }[structured.kind]()
-    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar)
-    if is_error:
-        raise RuntimeError("; ".join(messages))
+    if structured is not None:
+        _compiled(_BYTES, structured)
+
+
+def _compiled(compiler: ConstraintCompiler, structured: Structured) -> Any:
+    try:
+        return compiler.compile(structured)
+    except AnyEngineError as error:
+        raise RuntimeError(str(error)) from error
 
 
 class Compiler:
@@ -124,6 +127,7 @@ class Compiler:
         if structured is None:
             return None
         try:
-            return self._compiler.compile(structured)
-        except Exception as error:
-            raise RuntimeError(str(error)) from error
+            return _compiled(self._compiler, structured)
+        except RuntimeError as error:
+            check(response_format)
+            raise TooComplexError(str(error)) from error

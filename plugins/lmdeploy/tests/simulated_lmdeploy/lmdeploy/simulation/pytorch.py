@@ -8,11 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from anyengine.errors import InvalidRequest
+
 from lmdeploy.messages import EngineOutput, ResponseType
 
 from .backends import BackendEngine
 from .executor import Executor
 from .facts import FACTS, SimulationError, limit
+from .grammar import TooComplexError
 from .handles import Handle
 from .sampling import PytorchSampler
 
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "EngineInstance"]
 
 logger = logging.getLogger("lmdeploy")
+
+#: Of the cache; fewer do not pass the checks before a load.
+_FEWEST_BLOCKS = 16
 
 
 class EngineInstance(Handle):
@@ -63,6 +69,8 @@ class EngineInstance(Handle):
                 async with aclosing(self._read(session_id, running, gen_config)) as outputs:
                     async for output in outputs:
                         yield output
+            except TooComplexError:
+                yield EngineOutput(ResponseType.INTERNAL_ENGINE_ERROR, [])
             finally:
                 await self.async_end(session_id)
         finally:
@@ -73,6 +81,9 @@ class EngineInstance(Handle):
         while running.finish is None:
             try:
                 delta = await running.next()
+            except InvalidRequest:  # llguidance's limits, once more
+                yield EngineOutput(ResponseType.INTERNAL_ENGINE_ERROR, [])
+                return
             except Exception as error:  # noqa: BLE001 what one request does, all hear of
                 if not self._engine.closed:
                     self._engine.die(error)
@@ -123,8 +134,10 @@ class Engine(BackendEngine):
 
     def _make_executor(self) -> Executor:
         config = self.engine_config
-        if config.model_format not in (None, "fp8"):
-            raise ValueError(f"unknown model_format: {config.model_format!r}")
+        if config.model_format is not None:
+            raise SimulationError("no model of the tests has the widths that fp8 needs")
+        if 0 < config.num_gpu_blocks < _FEWEST_BLOCKS:
+            raise ValueError(f"num_gpu_blocks is {config.num_gpu_blocks}")
         reserved = limit("reserved_blocks_pytorch")
         draft = self._speculation.model if self._speculation is not None else None
         executor = Executor(
@@ -135,7 +148,6 @@ class Engine(BackendEngine):
             limits=self._limits(self.drafted),
             # Proposers of these methods are no models of their own; the simulated one is.
             draft=Path(draft) if draft else None,
-            rounded=config.model_format == "fp8",
         )
         config.num_gpu_blocks = executor.blocks + reserved
         self.model_config = SimpleNamespace(dtype=f"torch.{self.dtype}")
@@ -171,6 +183,8 @@ class Engine(BackendEngine):
         if config.response_format is not None:
             try:
                 constraint = self.compiler.compile(config.response_format)
+            except TooComplexError:
+                raise
             except Exception as error:
                 raise self.die(error) from error
         most = config.max_new_tokens

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anyengine.errors import InvalidRequest
 
 from lmdeploy.messages import EngineOutput, ResponseType
 from lmdeploy.turbomind.supported_models import is_supported
@@ -15,6 +16,7 @@ from lmdeploy.turbomind.supported_models import is_supported
 from .backends import BackendEngine
 from .executor import Executor
 from .facts import SimulationError, limit
+from .grammar import TooComplexError
 from .handles import Handle
 from .sampling import TurbomindSampler
 from .tensor import tensor
@@ -63,6 +65,8 @@ class TurboMindInstance(Handle):
             async with aclosing(self._run(session_id, input_ids, gen_config, stream_output=stream_output)) as outputs:
                 async for output in outputs:
                     yield output
+        except (TooComplexError, InvalidRequest):
+            yield EngineOutput(ResponseType.INTERNAL_ENGINE_ERROR, [])
         finally:
             self._release()
 
@@ -136,10 +140,12 @@ class TurboMind(BackendEngine):
             raise KeyError(f"no tensors of {config.model_format}: TurboMind quantises nothing while it loads")
         config.dtype = self.dtype
         share = config.cache_max_entry_count
+        if share >= 1:
+            raise SimulationError("of 1 or more, TurboMind made no number of blocks on a GPU")
         executor = Executor(
             self.folder,
             block_size=config.cache_block_seq_len,
-            blocks=int(share) if share >= 1 else None,
+            blocks=None,
             share=share,
             limits=self._limits(),
         )
