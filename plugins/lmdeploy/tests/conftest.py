@@ -81,3 +81,27 @@ def storyteller() -> Path:
 @pytest.fixture(scope="session")
 def draft() -> Path:
     return MODELS / "storyteller-draft"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Any:
+    """A checkpoint that nobody reads."""
+    from anyengine.hub import ModelFiles
+
+    (tmp_path / "m").mkdir()
+    return ModelFiles(
+        name="m",
+        path=tmp_path / "m",
+        tokenizer_path=tmp_path / "m",
+        config={
+            "dtype": "bfloat16",
+            "head_dim": 64,
+            "hidden_size": 256,
+            "intermediate_size": 768,
+            "max_position_embeddings": 1024,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 4096,
+        },
+        eos_token_ids=frozenset({2}),
+    )

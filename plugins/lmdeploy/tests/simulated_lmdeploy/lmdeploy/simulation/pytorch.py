@@ -90,12 +90,7 @@ class EngineInstance(Handle):
                 yield EngineOutput(ResponseType.ENGINE_STOP_ERROR, [])
                 return
             finish = running.finish
-            logprobs = None
-            if delta.logprobs is not None:
-                logprobs = [{entry.token_id: entry.logprob} | entry.top for entry in delta.logprobs]
-            if finish is not None and finish.prompt_logprobs is not None:
-                start = config.logprob_start_len + 1
-                logprobs = [{e.token_id: e.logprob} | e.top for e in finish.prompt_logprobs[start:]]
+            logprobs = _logprobs(delta, config)
             spec_info = None
             if self._engine.drafted and not first:
                 accepted = min(len(delta.token_ids) - 1, self._engine.drafted)
@@ -112,6 +107,14 @@ class EngineInstance(Handle):
                 status = ResponseType.CANCEL if finish.reason == "abort" else ResponseType.FINISH
             yield EngineOutput(status, delta.token_ids, logprobs, req_metrics=metrics)
             first = False
+
+
+def _logprobs(delta: Any, config: Any) -> list[dict[int, float]] | None:
+    """Of the tokens, or of the prompt; the chosen one comes first."""
+    entries = delta.logprobs
+    if delta.finish is not None and delta.finish.prompt_logprobs is not None:
+        entries = delta.finish.prompt_logprobs[config.logprob_start_len + 1 :]
+    return None if entries is None else [{entry.token_id: entry.logprob} | entry.top for entry in entries]
 
 
 class Engine(BackendEngine):

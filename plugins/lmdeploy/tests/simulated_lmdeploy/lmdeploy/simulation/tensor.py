@@ -49,7 +49,7 @@ class Tensor(np.ndarray):
     def index_add(self, dim: int, index: Tensor, source: Tensor) -> Tensor:
         """A copy with values added at some places; places may come twice."""
         changed = self.clone()
-        np.add.at(changed, tuple([slice(None)] * dim) + (np.asarray(index),), np.asarray(source))
+        np.add.at(changed, (*[slice(None)] * dim, np.asarray(index)), np.asarray(source))
         return changed
 
     def masked_fill(self, mask: Tensor, value: float) -> Tensor:
