@@ -219,6 +219,8 @@ class Requests:
                 raise EngineClosed("lmdeploy was closed before it could score") from None
             with anyio.CancelScope(shield=True):
                 await self.abort(name)
+            if not task.cancelled():
+                task.exception()  # nobody asks for it any more
             raise
         except Exception as error:
             raise _mapped(error) from error
