@@ -48,7 +48,7 @@ DECISIONS = {
         "bad_words": _TEXT,
         "stop_token_ids": MAPPED,
         "bad_token_ids": "bad words are sequences of tokens, and this one forbids a token anywhere",
-        "min_new_tokens": MAPPED,
+        "min_new_tokens": "held back a token too long on one backend, the end of the other's engine",
         "skip_special_tokens": _TEXT,
         "spaces_between_special_tokens": _TEXT,
         "logprobs": MAPPED,

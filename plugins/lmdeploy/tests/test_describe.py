@@ -76,8 +76,8 @@ def test_each_backend_declares_what_it_has(loaded):
     both = {"min_p", "seed", "temperature", "top_k", "top_p"}
     assert turbomind.sampling == both | {"repetition_penalty"}
     assert pytorch.sampling == both | {"allowed_token_ids", "logit_bias"}
-    assert turbomind.request == {"ignore_eos", "min_tokens", "stop_token_ids"}
-    assert pytorch.request == {"ignore_eos", "stop_token_ids"}
+    assert turbomind.request == pytorch.request == {"ignore_eos", "stop_token_ids"}
+    assert (turbomind.sleep, pytorch.sleep) == (False, True)
     assert (turbomind.quantization, turbomind.speculative) == (frozenset(), frozenset())
     assert (pytorch.quantization, pytorch.speculative) == ({"fp8"}, {"eagle", "eagle3", "mtp"})
     assert pytorch.config - turbomind.config == {"execution", "kv_cache.capacity_tokens", "lora"}

@@ -75,10 +75,8 @@ def test_the_length_is_always_said(config, backend):
     assert config(backend, max_tokens=3).max_new_tokens == 3
 
 
-def test_only_turbomind_holds_terminators_back(config):
-    fields = {"eos_token_ids": frozenset({5}), "min_tokens": 3}
-    assert config("turbomind", **fields).min_new_tokens == 3
-    assert config("pytorch", **fields).min_new_tokens is None
+def test_terminators_are_held_back_nowhere(config, backend):
+    assert config(backend, eos_token_ids=frozenset({5}), min_tokens=3).min_new_tokens is None
 
 
 def test_turbomind_gives_logits_and_pytorch_log_probabilities(config):

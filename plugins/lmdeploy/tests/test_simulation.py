@@ -272,16 +272,9 @@ async def test_more_tokens_than_fit_are_cut_off(make, backend):
     engine.close()
 
 
-async def test_sleep_and_wake(make, backend, messages):
+async def test_health_is_told(make, backend):
     engine = make(backend)
-    before = engine.session_mgr.request_handle_pool
-    await engine.sleep()
-    assert engine.is_sleeping
-    assert (await engine.health_probe(5.0))["status"] == "sleeping"
-    engine.wakeup()
-    assert (engine.session_mgr.request_handle_pool is before) == (backend == "pytorch")
     assert (await engine.health_probe(5.0))["status"] == "healthy"
-    assert len(tokens(await run(engine, 1, max_new_tokens=2))) == 2
     engine.close()
     assert (await engine.health_probe(5.0))["status"] == "unhealthy"
 
@@ -402,6 +395,29 @@ async def test_pytorch_ends_what_is_prefilled_with_a_score(make, monkeypatch):
     assert len(tokens(await first)) == 5
     assert len((await score)[0].logprobs) == 2
     assert tokens(await beside) == [0]
+    engine.close()
+
+
+async def test_pytorch_sleeps_and_wakes(make):
+    engine = make("pytorch")
+    running = asyncio.create_task(run(engine, 1, max_new_tokens=900))
+    while not engine.engine.live:  # noqa: ASYNC110 the simulation has no event to wait for
+        await asyncio.sleep(0)
+    await engine.sleep()
+    assert (await running)[-1].status.name == "CANCEL"
+    assert engine.is_sleeping
+    assert (await engine.health_probe(5.0))["status"] == "sleeping"
+    assert [output.status.name for output in await run(engine, 2)] == ["CANCEL"]
+    engine.wakeup()
+    assert (await engine.health_probe(5.0))["status"] == "healthy"
+    assert len(tokens(await run(engine, 3, max_new_tokens=2))) == 2
+    engine.close()
+
+
+async def test_turbomind_cannot_sleep(make):
+    engine = make("turbomind")
+    with pytest.raises(AttributeError):
+        await engine.sleep()
     engine.close()
 
 

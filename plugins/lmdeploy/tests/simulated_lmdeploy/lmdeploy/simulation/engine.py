@@ -97,7 +97,7 @@ class AsyncEngine:
         await self.engine.sleep(level)
 
     def wakeup(self, tags: list[str] | None = None) -> None:
-        """Take the device back. TurboMind's handles are made anew."""
+        """Take the device back."""
         tags = tags or list(self.sleeping_tags)
         if any(tag not in self.sleeping_tags for tag in tags):
             logger.warning("some tag in %s not in sleeping tags %s", tags, self.sleeping_tags)
@@ -106,8 +106,6 @@ class AsyncEngine:
         self.is_sleeping = bool(self.sleeping_tags)
         if not self.is_sleeping:
             self.engine.wakeup(tags)
-        if self.backend == "turbomind" and "kv_cache" in tags:
-            self.session_mgr.build_request_handle_pool(self.engine, self.backend_config.max_batch_size)
 
     def close(self) -> None:
         """End it."""

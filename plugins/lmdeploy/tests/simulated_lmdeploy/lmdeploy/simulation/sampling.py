@@ -88,9 +88,6 @@ class TurbomindSampler(_Sampler):
         _penalise(shaped, self._present, config.repetition_penalty)
         self._allow(shaped, mask)
         shaped[config.bad_token_ids or []] = -np.inf
-        if generated < (config.min_new_tokens or 0):
-            # These are bans by every stop token, and ignore_eos changes nothing of it.
-            shaped[config.stop_token_ids or []] = -np.inf
         shaped /= config.temperature
         self._check(shaped)
         if config.logprobs:

@@ -129,7 +129,6 @@ class TurboMind(BackendEngine):
     """TurboMind's engine. It has no loop to start."""
 
     handle = TurboMindInstance
-    asleep = False
 
     def _make_executor(self) -> Executor:
         config = self.engine_config
@@ -161,8 +160,10 @@ class TurboMind(BackendEngine):
 
     def submit(self, session_id: int, prompt: list[int], config: Any) -> Any:
         """Hand a request over."""
-        if self.closed or self.asleep:
-            raise SimulationError("TurboMind is closed or asleep: a request hangs, or ends the process")
+        if self.closed:
+            raise SimulationError("TurboMind is closed: a request hangs, or ends the process")
+        if config.min_new_tokens:
+            raise SimulationError("min_new_tokens ends TurboMind where requests of a batch have other stop tokens")
         if config.logits_processors or config.logprob_start_len >= 0:
             raise SimulationError("TurboMind ignores logits_processors and logprob_start_len")
         if config.response_format is not None:
@@ -185,14 +186,12 @@ class TurboMind(BackendEngine):
         return running
 
     async def sleep(self, level: int = 1) -> None:
-        """Free what the device holds."""
-        if self.live:
-            raise SimulationError("TurboMind was put to sleep under requests that run")
-        self.asleep = True
+        """Its native library of this release lacks what this calls."""
+        raise AttributeError("sleep")
 
     def wakeup(self, tags: list[str] | None = None) -> None:
-        """Take it back; handles made before are of no more use."""
-        self.asleep = False
+        """The same."""
+        raise AttributeError("wakeup")
 
     def close(self) -> None:
         """End it."""
