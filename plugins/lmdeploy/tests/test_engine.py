@@ -386,13 +386,55 @@ async def test_cached_tokens_are_told(load):
     assert (stats.kv_cache.prefix_queries, stats.kv_cache.prefix_hits) == (400, 192)
 
 
-async def test_a_score_beside_requests_changes_none_of_them(bare):
+async def test_a_score_beside_requests_changes_none_of_them(simulated, backend, files):
+    bare = await plugin.load(EngineConfig(native={"backend": backend}, scheduling={"max_num_seqs": 4}), files)
     expected = [token for delta in await _all(bare.stream(_request("first"))) for token in delta.token_ids]
-    for number in range(20):
+    core, going, stepping = bare._engine.engine.executor.core, threading.Event(), threading.Event()
+    step = core.step
+
+    def held():
+        stepping.set()
+        going.wait(20)
+        return step()
+
+    core.step = held
+    first = asyncio.create_task(_all(bare.stream(_request("held"))))
+    await asyncio.to_thread(stepping.wait, 20)
+    # All come while a step is under way, so those that may begin do so in the next one.
+    score = asyncio.create_task(bare.score([5, 6, 7], 1))
+    beside = [asyncio.create_task(_all(bare.stream(_request(str(number))))) for number in range(2)]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    going.set()
+    assert len((await asyncio.wait_for(score, 20)).entries) == 3
+    for task in (first, *beside):
+        deltas = await asyncio.wait_for(task, 20)
+        assert [token for delta in deltas for token in delta.token_ids] == expected
+    await bare.close()
+
+
+async def test_what_waits_for_a_score_can_be_aborted_and_closed(simulated, files):
+    for close in (False, True):
+        bare = await plugin.load(EngineConfig(native={"backend": "pytorch"}), files)
+        core, going, stepping = bare._engine.engine.executor.core, threading.Event(), threading.Event()
+        step = core.step
+        core.step = lambda: (stepping.set(), going.wait(20), step())[-1]  # noqa: B023 called within the turn
         score = asyncio.create_task(bare.score([5, 6, 7], 1))
-        beside = asyncio.create_task(_all(bare.stream(_request(str(number)))))
-        assert len((await score).entries) == 3
-        assert [token for delta in await beside for token in delta.token_ids] == expected
+        await asyncio.to_thread(stepping.wait, 20)
+        stream = bare.stream(_request())
+        again = asyncio.create_task(bare.score([5, 6], 1))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        closing = asyncio.create_task(bare.close() if close else bare.abort("r"))
+        await asyncio.sleep(0)
+        going.set()
+        await asyncio.wait_for(closing, 20)
+        assert (await asyncio.wait_for(_all(stream), 20))[-1].finish.reason == "abort"
+        found = await asyncio.wait_for(asyncio.gather(score, again, return_exceptions=True), 20)
+        if not close:
+            assert [each.token_ids for each in found] == [[5, 6, 7], [5, 6]]
+            assert _pool(bare).num_dispatched == 0
+            await bare.close()
 
 
 # -- PyTorch alone ----------------------------------------------------------------------------------------------------
