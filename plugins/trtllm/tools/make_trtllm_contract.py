@@ -10,8 +10,13 @@ one nearby.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parents[3] / "tools"))
+import contract_facts
+from contract_facts import field, parameters
 
 OUTPUT = Path(__file__).parents[1] / "tests" / "contract"
 
@@ -28,25 +33,6 @@ LEFT_OUT = {
     "RayPlacementConfig",
     "SchedulingParams",
 }
-
-
-def field(item: dict[str, Any]) -> dict[str, Any]:
-    """Type and default of a field; an expression that is no literal is given as text."""
-    facts: dict[str, Any] = {"type": item.get("annotation")}
-    if "default_value" in item:
-        facts["default"] = item["default_value"]
-    elif item.get("default") is not None:
-        facts["expression"] = str(item["default"])
-    if item.get("required"):
-        facts["required"] = True
-    if (item.get("constraints") or {}).get("init") == "False":
-        facts["init"] = False
-    return facts
-
-
-def parameters(method: dict[str, Any]) -> dict[str, str | None]:
-    """Name → type."""
-    return {item["name"]: item.get("annotation") for item in method.get("params", [])}
 
 
 def make_class(entry: dict[str, Any], name: str) -> dict[str, Any]:
@@ -90,26 +76,9 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, str]
     for name in sorted(old["classes"].keys() | new["classes"].keys()):
         before, after = old["classes"].get(name, {}), new["classes"].get(name, {})
         provenance = (after or before)["provenance"]
-        found += [(provenance, line) for line in _compare(name, before, after)]
+        found += [(provenance, line) for line in contract_facts.difference(before, after, name)]
     rest = [{key: value for key, value in facts.items() if key != "classes"} for facts in (old, new)]
-    return found + [("B", line) for line in _compare("", *rest)]
-
-
-def _compare(place: str, old: object, new: object) -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        lines: list[str] = []
-        for key in sorted(old.keys() | new.keys()):
-            inner = f"{place}.{key}".lstrip(".").replace(".fields.", ".")
-            lines += _compare(inner, old.get(key, _ABSENT), new.get(key, _ABSENT))
-        return lines
-    return [] if old == new else [f"{place}: {_shown(old)} → {_shown(new)}"]
-
-
-_ABSENT = object()
-
-
-def _shown(value: object) -> str:
-    return "absent" if value is _ABSENT else json.dumps(value, sort_keys=True)
+    return found + [("B", line) for line in contract_facts.difference(*rest)]
 
 
 def main() -> None:

@@ -17,11 +17,12 @@ from anyengine.request import SamplingParams
 from anyengine_lmdeploy import outputs
 from anyengine_lmdeploy import request as requests
 from anyengine_lmdeploy.errors import request_error
+from anyengine_lmdeploy.prefills import Prefills
 from anyengine_lmdeploy.stats import Recorder, Timer
 from anyengine_lmdeploy.structured import response_format
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
     from anyengine.outputs import TokenLogprobs
 
@@ -83,6 +84,7 @@ class Requests:
         self._sessions = count(1)
         self._scores = count()
         self._live: dict[str, _Live] = {}
+        self._prefills = Prefills()
         self._closed = False
 
     @property
@@ -155,30 +157,52 @@ class Requests:
         prompt_logprobs: list[TokenLogprobs | None] | None = None
         if request.prompt_logprobs is not None and self._backend == "pytorch":
             prompt_logprobs = await self._scored(live, handle, request.prompt_token_ids, request.prompt_logprobs)
-            if live.aborted:
-                return False
         reader = outputs.Reader(request, self._library.statuses, prompt_logprobs)
         constraint = None
         if request.structured is not None:
             constraint = response_format(request.structured, self._library.grammar, backend=self._backend)
         config = requests.generation_config(self._library, request, self._backend, constraint)
-        # Nothing stands between LMDeploy's generator and this loop: it turns once for every token.
-        async with self._run(
-            live, handle, request.prompt_token_ids, config, lora=request.lora, streaming=streaming
-        ) as run:
-            async for output in run:
-                if live.over:
-                    continue  # read to its end, so that the handle is free
+        async with self._prefills.beginning() as begun:
+
+            def at_first() -> None:
+                begun()
                 if constraint is not None and config.response_format is None:
                     raise Failure("LMDeploy dropped the constraint of a request; its log says why")
-                delta = reader.plain(output) or await reader.read(output)
-                timer.saw(delta, output.req_metrics)
-                if self._speculates:
-                    self._recorder.drafted(output.req_metrics)
-                live.over = delta.finish is not None
-                if delta.token_ids or live.over:
-                    collector.put(delta)
+
+            if live.aborted:
+                return False
+            async with self._run(
+                live, handle, request.prompt_token_ids, config, lora=request.lora, streaming=streaming
+            ) as run:
+                await self._read(run, reader, live, collector, timer, at_first)
         return live.over
+
+    async def _read(
+        self,
+        run: AsyncIterator[Any],
+        reader: outputs.Reader,
+        live: _Live,
+        collector: DeltaCollector,
+        timer: Timer,
+        at_first: Callable[[], None],
+    ) -> None:
+        """Read a run to its end, so that its handle is free. Nothing else stands between LMDeploy's generator and this
+        loop: it turns once for every token.
+        """
+        first = True
+        async for output in run:
+            if first:
+                first = False
+                at_first()
+            if live.over:
+                continue
+            delta = reader.plain(output) or await reader.read(output)
+            timer.saw(delta, output.req_metrics)
+            if self._speculates:
+                self._recorder.drafted(output.req_metrics)
+            live.over = delta.finish is not None
+            if delta.token_ids or live.over:
+                collector.put(delta)
 
     @asynccontextmanager
     async def _run(
@@ -219,6 +243,8 @@ class Requests:
                 raise EngineClosed("lmdeploy was closed before it could score") from None
             with anyio.CancelScope(shield=True):
                 await self.abort(name)
+            if not task.cancelled():
+                task.exception()  # nobody asks for it any more
             raise
         except Exception as error:
             raise _mapped(error) from error
@@ -240,7 +266,7 @@ class Requests:
         rows: list[Any] = []
         wanted = {self._library.statuses.FINISH, self._library.statuses.CANCEL}
         config = requests.scoring_config(self._library, logprobs)
-        async with self._run(live, handle, token_ids, config) as run:
+        async with self._prefills.scoring(), self._run(live, handle, token_ids, config) as run:
             async for output in run:
                 if output.status not in wanted:
                     raise Failure(f"LMDeploy could not score a text ({output.status.name}); its log says why")

@@ -1,0 +1,107 @@
+"""A simulated LMDeploy for the tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+TESTS = Path(__file__).parent
+SIMULATION = TESTS / "simulated_lmdeploy"
+MODELS = TESTS.parents[1] / "reference" / "src" / "anyengine_reference" / "models"
+
+
+def _module(file: Path) -> ModuleType:
+    """Test folders are not packages: their helpers are loaded by path."""
+    name = f"anyengine_lmdeploy_tests_{file.stem}"
+    specification = importlib.util.spec_from_file_location(name, file)
+    assert specification is not None
+    assert specification.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def facts() -> dict[str, Any]:
+    """Of LMDeploy's interface, made by ``tools/make_lmdeploy_contract.py``."""
+    return json.loads((TESTS / "contract" / "0.18.0.json").read_bytes())
+
+
+@pytest.fixture(scope="session")
+def contract_tool() -> ModuleType:
+    """The script that makes the facts."""
+    return _module(TESTS.parent / "tools" / "make_lmdeploy_contract.py")
+
+
+@pytest.fixture(scope="session")
+def decisions() -> ModuleType:
+    """The module ``decisions.py``."""
+    return _module(TESTS / "decisions.py")
+
+
+@pytest.fixture(scope="session")
+def importable() -> Iterator[pytest.MonkeyPatch]:
+    """``import lmdeploy`` gives the simulation as long as this lasts."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.syspath_prepend(str(SIMULATION))
+        yield monkeypatch
+        for name in [name for name in sys.modules if name.partition(".")[0] == "lmdeploy"]:
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def simulated(importable: pytest.MonkeyPatch) -> ModuleType:
+    """The plugin takes the simulation for LMDeploy; this is its module ``lmdeploy.messages``."""
+    from lmdeploy import messages
+    from lmdeploy.simulation.install import install
+
+    install(importable)
+    return messages
+
+
+@pytest.fixture(scope="session")
+def storyteller() -> Path:
+    return MODELS / "storyteller"
+
+
+@pytest.fixture(scope="session")
+def draft() -> Path:
+    return MODELS / "storyteller-draft"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Any:
+    """A checkpoint that nobody reads."""
+    from anyengine.hub import ModelFiles
+
+    (tmp_path / "m").mkdir()
+    return ModelFiles(
+        name="m",
+        path=tmp_path / "m",
+        tokenizer_path=tmp_path / "m",
+        config={
+            "dtype": "bfloat16",
+            "head_dim": 64,
+            "hidden_size": 256,
+            "intermediate_size": 768,
+            "max_position_embeddings": 1024,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 4096,
+        },
+        eos_token_ids=frozenset({2}),
+    )

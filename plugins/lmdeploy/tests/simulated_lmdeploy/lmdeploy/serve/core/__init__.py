@@ -1,0 +1,5 @@
+"""The engine that both backends are reached through."""
+
+from lmdeploy.simulation.engine import AsyncEngine
+
+__all__ = ["AsyncEngine"]
