@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import subprocess
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
 ROOT = Path(__file__).parent
+
+#: Engines whose own tests have an option and a marker of their name → the environment that the option means alone.
+REAL = {"lmdeploy": "lmdeploy", "vllm": "vllm-cpu"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Register the options of tests that need more than this package."""
     text = "also run the tests that compare with torch and transformers"
     parser.addoption("--oracle", action="store_true", help=text)
-    text = "also run the tests of vLLM itself, in workers of this environment of `anyengine env` [vllm-cpu]"
-    parser.addoption("--vllm", nargs="?", const="vllm-cpu", metavar="ENVIRONMENT", help=text)
-    text = "fields of EngineConfig, as JSON, that the tests of vLLM load it with: dtype and execution, say"
-    parser.addoption("--vllm-config", default="{}", metavar="JSON", help=text)
+    for name, environment in REAL.items():
+        text = f"also run the tests of {name} itself, in workers of this environment of `anyengine env` [{environment}]"
+        parser.addoption(f"--{name}", nargs="?", const=environment, metavar="ENVIRONMENT", help=text)
+        text = f"fields of EngineConfig, as JSON, that the tests of {name} load it with: dtype and execution, say"
+        parser.addoption(f"--{name}-config", default="{}", metavar="JSON", help=text)
     parser.addoption("--gpu", action="store_true", help="also run the tests that need a GPU")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without their option these are deselected, and pytest says how many; with it what is missing is a failure."""
-    off = {name for name in ("gpu", "oracle", "vllm") if not config.getoption(f"--{name}")}
+    off = {name for name in ("gpu", "oracle", *REAL) if not config.getoption(f"--{name}")}
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in off)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
@@ -37,3 +49,78 @@ def smollm2() -> Path:
     if not (folder / "tokenizer.json").exists():
         pytest.fail("SmolLM2-135M-Instruct is missing: run `uv run python tools/fetch_smollm2.py`")
     return folder
+
+
+# -- engines themselves -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def place_of(request: pytest.FixtureRequest) -> Callable[[str], dict[str, Any]]:
+    """``place_of("vllm")``: in a worker of the environment that ``--vllm`` names, or for ``here`` in this process."""
+
+    def place(name: str) -> dict[str, Any]:
+        environment = request.config.getoption(f"--{name}")
+        return {"isolation": "none"} if environment == "here" else {"environment": environment}
+
+    return place
+
+
+@pytest.fixture(scope="session")
+def changes_of(request: pytest.FixtureRequest) -> Callable[[str], dict[str, Any]]:
+    """``changes_of("vllm")``: the fields of ``--vllm-config``."""
+    return lambda name: json.loads(request.config.getoption(f"--{name}-config"))
+
+
+@pytest.fixture(scope="session")
+def still_running() -> Callable[[Iterable[int]], list[int]]:
+    """``still_running(pids)``: those processes that are still there, given a moment to end."""
+
+    def running(pids: Iterable[int]) -> list[int]:
+        deadline = time.monotonic() + 5
+        while (left := [pid for pid in pids if _alive(pid)]) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return left
+
+    return running
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except OSError:
+        return False
+
+
+class Gpu:
+    """The GPUs of this host, as ``nvidia-smi`` tells. Of memory: nothing else may run on the first one."""
+
+    def count(self) -> int:
+        """How many there are."""
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)  # noqa: S607
+        return len(listed.stdout.splitlines())
+
+    def used(self) -> int:
+        """MiB in use on the first one."""
+        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+        return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout)  # noqa: S603
+
+    async def back_to(self, level: int, seconds: int = 10) -> bool:
+        """Whether no more than so many MiB are in use, after a while."""
+        for _ in range(seconds * 10):
+            if self.used() <= level + 64:
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
+
+@pytest.fixture(scope="session")
+def gpu() -> Gpu:
+    """The GPUs of this host."""
+    return Gpu()
+
+
+@pytest.fixture
+def two_devices(gpu: Gpu) -> None:
+    """Skip where there is one GPU."""
+    if gpu.count() == 1:
+        pytest.skip("this host has one GPU")

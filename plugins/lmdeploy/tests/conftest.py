@@ -1,4 +1,4 @@
-"""A simulated LMDeploy for the tests."""
+"""A simulated LMDeploy for the tests; and, on a GPU, LMDeploy itself."""
 
 from __future__ import annotations
 
@@ -105,3 +105,21 @@ def model(tmp_path: Path) -> Any:
         },
         eos_token_ids=frozenset({2}),
     )
+
+
+# -- LMDeploy itself --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["turbomind", "pytorch"])
+def real(request: pytest.FixtureRequest, place_of: Any, changes_of: Any) -> dict[str, Any]:
+    """Configuration of an engine on a GPU: in a worker of the environment that ``--lmdeploy`` names."""
+    native = {"backend": request.param}
+    share = {"gpu_memory_fraction": 0.2}
+    return {**place_of("lmdeploy"), "dtype": "bfloat16", "kv_cache": share, "native": native, **changes_of("lmdeploy")}
+
+
+@pytest.fixture
+def real_pytorch(place_of: Any, changes_of: Any) -> dict[str, Any]:
+    """The same, of the PyTorch backend; not compiled, so that it is up soon."""
+    fields = {"dtype": "bfloat16", "kv_cache": {"capacity_tokens": 65536}, "execution": "eager"}
+    return {**place_of("lmdeploy"), **fields, "native": {"backend": "pytorch"}, **changes_of("lmdeploy")}

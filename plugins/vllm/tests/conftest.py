@@ -27,18 +27,17 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def place(request: pytest.FixtureRequest) -> dict[str, Any]:
+def place(place_of: Any) -> dict[str, Any]:
     """Where vLLM runs: in a worker of the environment that ``--vllm`` names, or for ``--vllm=here`` in this process."""
-    name = request.config.getoption("--vllm")
-    return {"isolation": "none"} if name == "here" else {"environment": name}
+    return place_of("vllm")
 
 
 @pytest.fixture(scope="session")
-def small(place: dict[str, Any], request: pytest.FixtureRequest) -> dict[str, Any]:
+def small(place: dict[str, Any], changes_of: Any) -> dict[str, Any]:
     """Configuration for a small machine: not compiled, a small cache, exact weights; or as ``--vllm-config`` says."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    changes = json.loads(request.config.getoption("--vllm-config"))
+    changes = changes_of("vllm")
     return {**place, "execution": "eager", "dtype": "float32", "kv_cache": {"capacity_tokens": 8192}, **changes}
 
 

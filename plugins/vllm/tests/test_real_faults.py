@@ -20,21 +20,6 @@ def in_a_worker(place):
         pytest.skip("in this process there is no worker to die")
 
 
-def running(pids):
-    """Those that are still there, given a moment to end."""
-    deadline = time.monotonic() + 5
-    while (left := [pid for pid in pids if _alive(pid)]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return left
-
-
-def _alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
-    except OSError:
-        return False
-
-
 def named(pids, name):
     [found] = [pid for pid in pids if name in Path(f"/proc/{pid}/cmdline").read_text()]
     return found
@@ -56,7 +41,9 @@ async def drained(engine):
     ],
     ids=["worker killed", "core killed", "worker stopped", "core stopped"],
 )
-async def test_a_fault_ends_every_request_in_time_and_leaves_nothing(small, storyteller, victim, signum, kind, seconds):
+async def test_a_fault_ends_every_request_in_time_and_leaves_nothing(
+    small, storyteller, still_running, victim, signum, kind, seconds
+):
     async with Engine.load("vllm", storyteller, **small) as engine:
         pids = [engine.pid, *descendants(engine.pid)]
         requests = [asyncio.create_task(drained(engine)) for _ in range(4)]
@@ -70,7 +57,7 @@ async def test_a_fault_ends_every_request_in_time_and_leaves_nothing(small, stor
         for call in (engine.stats(), engine.health()):
             with pytest.raises(kind):
                 await call
-    assert running(pids) == []
+    assert still_running(pids) == []
 
 
 async def test_after_all_that_the_next_load_works_and_nothing_of_vllm_is_imported_here(small, storyteller):

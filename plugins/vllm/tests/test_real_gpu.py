@@ -4,7 +4,6 @@ import asyncio
 import os
 import random
 import signal
-import subprocess
 from contextlib import AsyncExitStack
 
 import pytest
@@ -20,17 +19,6 @@ pytestmark = [
 
 GREEDY = SamplingParams(temperature=0)
 PROMPT = "Once upon a time, there was a little"
-
-
-def _devices():
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
-    return len(listed.stdout.splitlines())
-
-
-@pytest.fixture
-def two_devices():
-    if _devices() < 2:
-        pytest.skip("this host has one GPU")
 
 
 @pytest.fixture(scope="module")
@@ -170,43 +158,29 @@ async def test_tensor_parallel_over_two_devices(small, storyteller, texts):
 # -- memory of the device: nothing else may run on it ----------------------------------------------------------
 
 
-def _used():
-    """MiB in use on the first device."""
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
-    return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout)
-
-
-async def _back_to(level, seconds=10):
-    for _ in range(seconds * 10):
-        if _used() <= level + 64:
-            return True
-        await asyncio.sleep(0.1)
-    return False
-
-
-async def test_memory_is_free_after_a_close_a_kill_and_while_asleep(small, storyteller):
-    level = _used()
+async def test_memory_is_free_after_a_close_a_kill_and_while_asleep(small, storyteller, gpu):
+    level = gpu.used()
     cache = {"kv_cache": {"gpu_memory_fraction": 0.2}}
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(Engine.load("vllm", str(storyteller), **small | cache))
-        loaded = _used()
+        loaded = gpu.used()
         assert loaded > level + 20_000  # a fifth of it
         await engine.sleep()
-        asleep = _used()
+        asleep = gpu.used()
         assert asleep < level + 4_000
         await engine.wake()
         print(f"MiB: before {level}, loaded {loaded}, asleep {asleep}")  # noqa: T201 for -s
-    assert await _back_to(level)
+    assert await gpu.back_to(level)
     async with Engine.load("vllm", str(storyteller), **small | cache) as engine:
         os.kill(engine.pid, signal.SIGKILL)
         with pytest.raises(EngineDied):
             await engine.generate(PROMPT)
-    assert await _back_to(level)
+    assert await gpu.back_to(level)
 
 
-async def test_a_cache_that_does_not_fit_is_out_of_memory(small, storyteller):
-    level = _used()
+async def test_a_cache_that_does_not_fit_is_out_of_memory(small, storyteller, gpu):
+    level = gpu.used()
     with pytest.raises(OutOfMemory) as caught:
         await Engine.load("vllm", str(storyteller), **small | {"kv_cache": {"capacity_tokens": 200_000_000}})
     print(caught.value)  # noqa: T201 for -s
-    assert await _back_to(level)
+    assert await gpu.back_to(level)
