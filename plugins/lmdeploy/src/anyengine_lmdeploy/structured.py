@@ -138,7 +138,7 @@ def _unenforced(node: object, place: str) -> Iterator[tuple[str, str]]:
     if not isinstance(node, dict):
         return
     schema = cast("dict[str, Any]", node)
-    yield from ((name, place) for name in _ignored(schema))
+    yield from ((name, place) for name in sorted(_ignored(schema)))
     for name in _NAMED:
         for key, each in cast("dict[str, Any]", schema.get(name) or {}).items():
             yield from _unenforced(each, f"{place}/{name}/{key}")
