@@ -142,9 +142,7 @@ async def answer(
                 line = await _answer(loaded, prompt, max_tokens, logprobs=now.logprobs in _RAW)
             _add(file, line)
 
-        async with asyncio.TaskGroup() as group:
-            for prompt in missing:
-                group.create_task(ask(prompt))
+        await asyncio.gather(*(ask(prompt) for prompt in missing))
     say(f"{label}: done")
 
 

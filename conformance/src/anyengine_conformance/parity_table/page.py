@@ -99,7 +99,7 @@ def _place(row: Row) -> str:
 
 def _row(row: Row) -> tuple[str, ...]:
     given, found = row.configuration, row.all
-    off = "not given" if found.error_mean is None else f"{found.error_mean:.4f}, {found.error_max:.3f} nats"
+    off = "not given" if found.error_mean is None else f"{found.error_mean:.2g}, {found.error_max:.2g} nats"
     first = "-" if found.first_divergence is None else "{}, {:g}".format(*found.first_divergence)
     return (
         given.label,
