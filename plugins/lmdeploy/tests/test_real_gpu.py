@@ -58,7 +58,7 @@ async def test_it_generates_streams_chats_and_counts(real, storyteller):
                 tokens += chunk.token_ids
         assert tokens == answer.token_ids
         messages = [{"role": "user", "content": "Tell me a story."}]
-        said = await engine.chat(messages, sampling=GREEDY, max_tokens=8)
+        said = await engine.generate(messages, sampling=GREEDY, max_tokens=8)
         assert said.usage.completion_tokens > 0
         stopped = await engine.generate(PROMPT, sampling=GREEDY, max_tokens=32, stop_token_ids=[answer.token_ids[4]])
         first = answer.token_ids.index(answer.token_ids[4])
