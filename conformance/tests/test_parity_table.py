@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from anyengine import InvalidConfig
 from anyengine.cli import main
 from anyengine.outputs import Score, TokenLogprobs
 from anyengine_conformance.parity_table import judging
@@ -145,7 +146,7 @@ async def test_an_engine_without_log_probabilities_has_no_error(tmp_path: Path):
     ],
 )
 async def test_what_cannot_be_compared_is_refused(tmp_path: Path, options: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InvalidConfig, match=message):
         await row(write(tmp_path / "made.jsonl", **options))
 
 
@@ -184,8 +185,16 @@ async def test_the_reference_engine_agrees_with_itself_and_a_changed_token_is_fo
 
 def without_the_last_two(answered: Path, folder: Path) -> Path:
     part = folder / "part.jsonl"
-    part.write_bytes(b"".join(answered.read_bytes().splitlines(keepends=True)[:-2]))
+    *lines, cut, _ = answered.read_bytes().splitlines(keepends=True)
+    part.write_bytes(b"".join(lines) + cut[: len(cut) // 2])  # ended in the middle of a line
     return part
+
+
+def test_what_is_no_file_of_answers_is_refused(tmp_path: Path):
+    file = tmp_path / "other.jsonl"
+    file.write_text("{}\n")
+    with pytest.raises(InvalidConfig, match="is no file of answers"):
+        read(file)
 
 
 async def test_answers_go_on_where_they_stopped(answered: Path, tmp_path: Path):
@@ -203,7 +212,7 @@ async def test_answers_go_on_where_they_stopped(answered: Path, tmp_path: Path):
 
 async def test_answers_of_two_configurations_never_mix(answered: Path, tmp_path: Path):
     part = without_the_last_two(answered, tmp_path)
-    with pytest.raises(ValueError, match=r"max_tokens 3, and this is 4: write to another file, or delete it"):
+    with pytest.raises(InvalidConfig, match=r"max_tokens 3, and this is 4: write to another file, or delete it"):
         await answer("reference", {"model": "storyteller"}, part, label="reference", max_tokens=4, say=lambda _: None)
 
 

@@ -7,7 +7,7 @@ import datetime as dt
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from anyengine import Engine, EngineConfig, GenerateRequest, SamplingParams
+from anyengine import Engine, EngineConfig, GenerateRequest, InvalidConfig, SamplingParams
 from msgspec import Struct
 
 from anyengine_conformance import environment
@@ -90,12 +90,14 @@ def read(file: Path) -> Given:
     """Read a file of answers.
 
     Raises:
-        ValueError: it is none.
+        InvalidConfig: it is none.
     """
-    first, *lines = file.read_bytes().splitlines()
-    return Given(
-        msgspec.json.decode(first, type=Configuration), [msgspec.json.decode(each, type=Answer) for each in lines]
-    )
+    try:
+        first, *lines = file.read_bytes().splitlines()
+        answers = [msgspec.json.decode(each, type=Answer) for each in lines]
+        return Given(msgspec.json.decode(first, type=Configuration), answers)
+    except ValueError as error:  # msgspec's are
+        raise InvalidConfig(f"{file} is no file of answers: {error}") from error
 
 
 async def answer(
@@ -120,7 +122,7 @@ async def answer(
         say: is told what happens.
 
     Raises:
-        ValueError: the file holds the answers of another configuration.
+        InvalidConfig: the file holds the answers of another configuration.
     """
     old = _read_old(file)
     there = {found.id for found in old.answers} if old is not None else set[str]()
@@ -182,7 +184,14 @@ def _configuration(
 
 
 def _read_old(file: Path) -> Given | None:
-    return read(file) if file.exists() else None
+    """What is there already; a line that was cut off in the middle is taken away."""
+    if not file.exists():
+        return None
+    there = file.read_bytes()
+    whole = there[: there.rfind(b"\n") + 1]
+    if whole != there:
+        file.write_bytes(whole)
+    return read(file) if whole else None
 
 
 def _add(file: Path, line: Configuration | Answer) -> None:
@@ -196,7 +205,7 @@ def _require_same(found: Configuration, now: Configuration, file: Path) -> None:
     """Answers of two configurations never mix in one file."""
     for name in set(Configuration.__struct_fields__) - {"date", "environment"}:
         if getattr(found, name) != getattr(now, name):
-            raise ValueError(
+            raise InvalidConfig(
                 f"{file} holds answers with {name} {getattr(found, name)!r}, and this is {getattr(now, name)!r}: "
                 "write to another file, or delete it"
             )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from anyengine import Engine
+from anyengine import Engine, InvalidConfig
 from msgspec import Struct
 
 from anyengine_conformance import environment
@@ -155,7 +155,7 @@ async def judge(
         say: is told what happens.
 
     Raises:
-        ValueError: a file is incomplete, or about other prompts or another model.
+        InvalidConfig: a file is incomplete, or about other prompts or another model.
     """
     old = _read_old(output)
     async with AsyncExitStack() as stack:
@@ -178,10 +178,10 @@ def _empty(oracle: str, engine: Engine) -> Report:
     """A report without rows.
 
     Raises:
-        ValueError: the oracle computes in another type than float32.
+        InvalidConfig: the oracle computes in another type than float32.
     """
     if engine.info.dtype != "float32":
-        raise ValueError(f"the oracle computes in {engine.info.dtype}; it has to be float32")
+        raise InvalidConfig(f"the oracle computes in {engine.info.dtype}; it has to be float32")
     return Report(
         model=engine.model.name.rstrip("/").rsplit("/", 1)[-1],
         prompts=fingerprint(),
@@ -225,19 +225,19 @@ async def judged(oracle: Oracle, file: Path, *, model: str, prompt_ids: Mapping[
         prompt_ids: prompt id → the tokens that each engine must have been given.
 
     Raises:
-        ValueError: the file is incomplete, or about other prompts or another model.
+        InvalidConfig: the file is incomplete, or about other prompts or another model.
     """
     given = read(file)
     configuration = given.configuration
     by_id = {found.id: found for found in given.answers}
     wanted = {prompt.id: prompt.kind for prompt in prompts()}
     if configuration.prompts != fingerprint() or by_id.keys() != wanted.keys():
-        raise ValueError(f"{file}: {len(by_id)} answers to {len(wanted)} prompts, or to other prompts than these")
+        raise InvalidConfig(f"{file}: {len(by_id)} answers to {len(wanted)} prompts, or to other prompts than these")
     if configuration.model != model:
-        raise ValueError(f"{file}: answers of {configuration.model}, and the oracle has {model}")
+        raise InvalidConfig(f"{file}: answers of {configuration.model}, and the oracle has {model}")
     other = [name for name, found in by_id.items() if found.prompt_token_ids != prompt_ids[name]]
     if other:
-        raise ValueError(f"{file}: the engine was given other tokens than the oracle for {', '.join(other)}")
+        raise InvalidConfig(f"{file}: the engine was given other tokens than the oracle for {', '.join(other)}")
     gap = near_tie_gap(configuration.dtype)
     turns = asyncio.Semaphore(_AT_ONCE)
 
