@@ -36,9 +36,7 @@ def attached(serve: Any, storyteller: Path):
     async def start(config: dict[str, Any] | None = None, native: dict[str, Any] | None = None, **limits: Any):
         async with serve(**limits) as (server, tgi):
             address = {"url": server.url, **(native or {})}
-            async with Engine.load(
-                plugin, str(storyteller), isolation="none", native=address, **(config or {})
-            ) as engine:
+            async with Engine.load(plugin, str(storyteller), native=address, **(config or {})) as engine:
                 tgi.seen.clear()  # what it was asked to learn what it gives
                 yield engine, tgi, server
             await server.idle()
@@ -169,9 +167,7 @@ async def test_a_server_with_another_tokenizer_is_refused(serve: Any, storytelle
     from anyengine.testing import make_model_folder
 
     async with serve() as (server, _):
-        loading = Engine.load(
-            plugin, str(make_model_folder(tmp_path / "m")), isolation="none", native={"url": server.url}
-        )
+        loading = Engine.load(plugin, str(make_model_folder(tmp_path / "m")), native={"url": server.url})
         with pytest.raises(EngineStartupError, match="another tokenizer") as caught:
             async with loading:
                 pass

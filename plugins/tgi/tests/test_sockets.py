@@ -38,9 +38,7 @@ def attached(serve: Any, storyteller: Path):
         before = sockets()
         async with serve(**limits) as (server, tgi):
             options = {"url": server.url, **(native or {})}
-            async with Engine.load(
-                plugin, str(storyteller), isolation="none", native=options, **(config or {})
-            ) as engine:
+            async with Engine.load(plugin, str(storyteller), native=options, **(config or {})) as engine:
                 yield engine, tgi, server
             await server.idle()
             assert tgi.active == 0
