@@ -23,7 +23,7 @@ from anyengine.errors import (
 )
 from anyengine.worker.supervisor import descendants
 from anyengine_server import MalformedAnswer
-from anyengine_tgi import backend as backend_module
+from anyengine_tgi import generation as generation_module
 from anyengine_tgi import plugin
 
 GREEDY = SamplingParams(temperature=0)
@@ -258,7 +258,7 @@ async def _numbered(events: Any):
 
 async def test_long_requests_are_continued_or_refused(attached: Any, expected: Engine, monkeypatch: Any):
     # TGI starts a request anew after 1,024 tokens; the simulation after 8.
-    monkeypatch.setattr(backend_module, "PIECE", 8)
+    monkeypatch.setattr(generation_module, "PIECE", 8)
     async with attached(piece=8) as (engine, _, _):
         ours = await engine.generate(PROMPT, sampling=GREEDY, max_tokens=30)
         assert ours.token_ids == (await expected.generate(PROMPT, sampling=GREEDY, max_tokens=30)).token_ids
