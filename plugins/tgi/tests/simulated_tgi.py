@@ -127,6 +127,7 @@ class SimulatedTgi:
         self.active = 0
         self.served = 0
         self.compress = False
+        self.compressed = 0
         self.healthy = True
         self.before_event: Callable[[Exchange, int], Awaitable[None]] | None = None
         self.seen: list[dict[str, Any]] = []
@@ -136,6 +137,7 @@ class SimulatedTgi:
 
     async def handle(self, exchange: Exchange) -> None:
         exchange.compress = self.compress and "gzip" in exchange.headers.get("accept-encoding", "")
+        self.compressed += exchange.compress
         routes = {
             ("GET", "/health"): self.health,
             ("GET", "/info"): self.info,
