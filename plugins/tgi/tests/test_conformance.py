@@ -32,12 +32,13 @@ pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture
-def outcomes(launcher: Path, storyteller: Path):
+def outcomes(launcher: Path, monkeypatch: pytest.MonkeyPatch):
     """``outcomes(checks, **configuration)``: the ids of the checks by outcome, none of which may be bad."""
+    monkeypatch.chdir(HERE.parents[2])  # the settings name the model from there
 
     def run(checks: Sequence[Any], **config: Any) -> dict[str, list[str]]:
         settings = read_settings(HERE.parent / "conformance-simulated.toml")
-        settings = replace(settings, config={**settings.config, "model": str(storyteller), **config})
+        settings = replace(settings, config={**settings.config, **config})
         assert settings.xfails is not None
         runner = Runner(settings, expected=read_expected_failures(settings.xfails))
         try:
