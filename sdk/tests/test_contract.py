@@ -414,11 +414,12 @@ async def test_an_engine_that_cannot_run_here_says_why(loads):
         await Engine.load(loads(raising(ValueError()), unavailable="no driver"))
 
 
-async def test_an_engine_that_runs_elsewhere_need_not_be_here(loads):
-    capabilities = Capabilities(native=True)
-    plugin = loads(raising(ValueError("reached")), unavailable="no driver", attaches=True, capabilities=capabilities)
+@pytest.mark.parametrize("safe", [True, False])
+async def test_an_engine_that_runs_elsewhere_need_neither_be_here_nor_be_safe_here(loads, safe):
+    declared = {"attaches": True, "in_process": safe, "capabilities": Capabilities(native=True)}
+    plugin = loads(raising(ValueError("reached")), unavailable="no driver", **declared)
     with pytest.raises(EngineStartupError, match="no driver"):
-        await Engine.load(plugin)
+        await Engine.load(plugin, isolation="none")
     with pytest.raises(PluginError, match="ValueError"):
         await Engine.load(plugin, native={"url": "http://127.0.0.1:1"})
 

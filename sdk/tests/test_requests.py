@@ -508,6 +508,22 @@ LEVELS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(("declared", "most"), [(None, 5), (0, 0), (2, 2), (7, 7)])
+async def test_prompts_have_a_bound_of_alternatives_of_their_own(scripted, load, declared, most):
+    capabilities = replace(all_capabilities(), max_logprobs=5, max_prompt_logprobs=declared)
+    assert capabilities.most_prompt_logprobs == most
+    async with load(scripted(capabilities=capabilities)) as (engine, _):
+        answer = await engine.generate("hi", logprobs=5, prompt_logprobs=most, max_tokens=1)
+        assert (len(answer.logprobs), len(answer.prompt_logprobs)) == (1, 2)
+        assert len((await engine.score("hi", logprobs=most)).entries) == 2
+        with pytest.raises(UnsupportedParameter, match=f"at most {most} alternatives, not {most + 1}") as caught:
+            await engine.generate("hi", prompt_logprobs=most + 1, max_tokens=1)
+        assert caught.value.field == "prompt_logprobs"
+        with pytest.raises(InvalidRequest, match=f"must be 0 to {most}, not {most + 1}") as caught:
+            await engine.score("hi", logprobs=most + 1)
+        assert caught.value.field == "logprobs"
+
+
 @pytest.mark.parametrize("field", ["logprobs", "prompt_logprobs"])
 @pytest.mark.parametrize(("level", "kind"), LEVELS)
 async def test_log_probabilities_come_up_to_the_level_declared(scripted, load, field, level, kind):

@@ -7,6 +7,7 @@ values out of range, alternatives beyond its bound.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from anyengine.backend import TokenRequest
@@ -212,29 +213,49 @@ class SimulatedVLLM(Simulated):
 class SimulatedLMDeploy(Simulated):
     """``lmdeploy serve api_server``."""
 
-    routes: ClassVar = {"/v1/models": "models", "/generate": "generate", "/v1/encode": "encode", "/health": "health"}
+    routes: ClassVar = {
+        "/v1/models": "models",
+        "/generate": "generate",
+        "/v1/encode": "encode",
+        "/health": "health",
+        "/metrics/": "metrics",
+    }
 
     async def models(self, exchange: Exchange) -> None:
-        await exchange.reply(200, {"object": "list", "data": [{"id": "base", "owned_by": "lmdeploy"}]})
+        names = ["base", *self.changes.get("adapters", ())]
+        await exchange.reply(200, {"data": [{"id": name, "root": name, "owned_by": "lmdeploy"} for name in names]})
 
     async def encode(self, exchange: Exchange) -> None:
         body = exchange.json()
-        ids = self.tokenizer.encode(body["input"], add_special_tokens=body["add_bos"]).ids
-        await exchange.reply(200, {"input_ids": ids, "length": len(ids)})
+        assert body["add_bos"] is False
+        behind = self.changes.get("adds_behind", [])  # by tokenizers that end a text with a special token
+        texts = [self.tokenizer.encode(text, add_special_tokens=False).ids + behind for text in body["input"]]
+        await exchange.reply(200, {"input_ids": texts, "length": [len(ids) for ids in texts]})
+
+    async def metrics(self, exchange: Exchange) -> None:
+        await exchange.text(200, "lmdeploy:num_requests_running 2\nlmdeploy:num_requests_waiting 1\n")
 
     async def generate(self, exchange: Exchange) -> None:
         body = exchange.json()
         self.bodies.append(body)
-        request = self.request(body["input_ids"], body)
+        # Beside the caller's stop tokens it has its own, and nobody can switch those off.
+        own = self.changes.get("own_stops", self.model.eos_token_ids)
+        request = self.request(body["input_ids"], body | {"stop_token_ids": [*body["stop_token_ids"], *own]})
         await exchange.events()
         total = 0
         async for delta in self.deltas(request):
-            total += len(delta.token_ids)
-            reason = None if delta.finish is None else {"type": delta.finish.reason}
-            if delta.token_ids:
-                await self.chunk(exchange, request, delta.token_ids, None, total)
-            if reason is not None:
-                await self.chunk(exchange, request, [], reason, total)
+            ids, last = delta.token_ids, delta.finish
+            # The token that ended it comes by itself, and is not counted in the events before.
+            end = [] if last is None or last.reason != "stop" else [ids[-1]]
+            ids = ids[: len(ids) - len(end)]
+            total += len(ids)
+            await self.chunk(exchange, request, ids, None, total)
+            if total >= self.changes.get("fail_after", math.inf):
+                error = {"message": "in its own words", "type": "server_error", "code": self.changes["code"]}
+                await exchange.event({"error": {"object": "error", "param": None, **error}})
+                break
+            if last is not None:
+                await self.chunk(exchange, request, end, {"type": last.reason}, total + len(end))
         await exchange.event(b"[DONE]")
         await exchange.end()
 
@@ -273,9 +294,15 @@ class SimulatedTRTLLM(Simulated):
             raise Wrong(f"extra inputs are not permitted: {sorted(unknown)}")
         assert body["detokenize"] is False
         assert body["stream"]
-        request = self.request(body["prompt"], body)
+        stops = [] if self.changes.get("drops_stops") and body["ignore_eos"] else body["stop_token_ids"]
+        request = self.request(body["prompt"], body | {"stop_token_ids": stops})
         await exchange.events()
+        held: list[int] = []
         async for delta in self.deltas(request):
+            held += delta.token_ids
+            if len(held) < self.changes.get("at_once", 1) and delta.finish is None:
+                continue
+            delta.token_ids, held = held, []
             ids, stopped = delta.token_ids, delta.finish is not None and delta.finish.reason == "stop"
             if stopped and self.changes.get("cuts_stops"):
                 ids = ids[:-1]

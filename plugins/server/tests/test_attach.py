@@ -132,10 +132,12 @@ async def test_a_sequence_ends_at_a_terminator_with_its_token(name: str, attache
         first = (await expected.generate("Once upon a time", sampling=GREEDY, max_tokens=9)).token_ids[8]
         answer = await engine.generate("Once upon a time", sampling=GREEDY, max_tokens=40, stop_token_ids=[first])
         assert (answer.finish_reason, answer.stop_reason, answer.token_ids[-1]) == ("stop", first, first)
-        text = "The end."
-        answer = await engine.generate(text, sampling=GREEDY, max_tokens=300)
-        if answer.finish_reason == "stop":
-            assert answer.token_ids[-1] in engine.model.eos_token_ids
+        messages = [{"role": "user", "content": "Tell me about cats."}]
+        ours, theirs = [
+            await each.generate(messages=messages, sampling=GREEDY, max_tokens=300) for each in (engine, expected)
+        ]
+        assert ours.token_ids == theirs.token_ids
+        assert (ours.finish_reason, ours.token_ids[-1] in engine.model.eos_token_ids) == ("stop", True)
 
 
 async def test_a_stop_token_that_tensorrt_cuts_off_is_put_back(attached: Any, expected: Engine):
@@ -143,6 +145,66 @@ async def test_a_stop_token_that_tensorrt_cuts_off_is_put_back(attached: Any, ex
     async with attached("trtllm", cuts_stops=True) as (engine, _):
         answer = await engine.generate("Once upon a time", sampling=GREEDY, max_tokens=40, stop_token_ids=[stop])
         assert (answer.finish_reason, answer.token_ids[-1]) == ("stop", stop)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("call", ["stream", "generate"])
+async def test_a_server_that_drops_stop_tokens_with_ignore_eos_is_ended_here(
+    call: str, at_once: int, attached: Any, expected: Engine
+):
+    full = (await expected.generate("Once upon a time", sampling=GREEDY, max_tokens=40)).token_ids
+    stop = full[6]
+    due = full[: full.index(stop) + 1]
+    options: dict[str, Any] = {"sampling": GREEDY, "max_tokens": 400, "stop_token_ids": [stop], "ignore_eos": True}
+    async with attached("trtllm", drops_stops=True, at_once=at_once) as (engine, made):
+        if call == "stream":
+            async with engine.stream("Once upon a time", **options) as stream:
+                chunks = [chunk async for chunk in stream]
+            tokens, finish = [token for chunk in chunks for token in chunk.token_ids], chunks[-1].finish
+            assert finish is not None
+            ended = (finish.reason, finish.stop_reason, finish.usage.completion_tokens)
+        else:
+            answer = await engine.generate("Once upon a time", **options)
+            tokens, ended = answer.token_ids, (answer.finish_reason, answer.stop_reason, answer.usage.completion_tokens)
+        assert (tokens, ended) == (due, ("stop", stop, len(due)))
+        await made.server.idle()
+        # Its connection was closed, long before the server had made all 400.
+        assert made.aborted == 1
+        assert (made.bodies[-1]["ignore_eos"], made.bodies[-1]["stop_token_ids"]) == (True, [stop])
+
+
+async def test_lmdeploy_ends_at_a_token_of_its_own_only_with_an_error(attached: Any, expected: Engine):
+    own = (await expected.generate("Once upon a time", sampling=GREEDY, max_tokens=9)).token_ids[8]
+    async with attached("lmdeploy", own_stops=[own]) as (engine, _):
+        with pytest.raises(Failure, match="another end"):
+            await engine.generate("Once upon a time", sampling=GREEDY, max_tokens=40)
+
+
+@pytest.mark.parametrize(("code", "kind"), [(400, InvalidRequest), (500, Failure), (503, EngineDied)])
+async def test_lmdeploys_error_in_a_stream_is_typed_by_its_code(code: int, kind: type[Exception], attached: Any):
+    async with attached("lmdeploy", fail_after=3, code=code) as (engine, _):
+        with pytest.raises(kind, match="in its own words") as caught:
+            await engine.generate("Once upon a time", sampling=GREEDY, max_tokens=20)
+        assert type(caught.value) is kind
+
+
+async def test_lmdeploys_generate_answers_for_the_model_alone(serve: Any, storyteller: Path):
+    async with serve("lmdeploy", adapters=("adapter",)) as made:
+        for native, wrong in (({}, None), ({"served_model": "base"}, None), ({"served_model": "adapter"}, "base")):
+            loading = Engine.load(Attaching(LMDEPLOY), str(storyteller), native={"url": made.server.url, **native})
+            if wrong is None:
+                async with loading as engine:
+                    assert engine.info.loras == ()
+                continue
+            with pytest.raises(InvalidConfig, match=wrong) as caught:
+                async with loading:
+                    pass
+            assert caught.value.field == "native.served_model"
+
+
+async def test_a_tokenizer_that_ends_texts_with_a_special_token_is_the_same_one(attached: Any):
+    async with attached("lmdeploy", adds_behind=[2]) as (engine, _):
+        assert (await engine.generate("Once upon a time", sampling=GREEDY, max_tokens=3)).token_ids
 
 
 async def test_vllm_honours_each_sampling_parameter(attached: Any, expected: Engine):
@@ -297,6 +359,12 @@ async def test_statistics_are_the_servers(attached: Any):
         assert (stats.kv_cache.capacity_tokens, stats.kv_cache.used_tokens, stats.preemptions) == (1024, 256, None)
         assert stats.time_to_first_token is not None
         assert (stats.time_to_first_token.counts, stats.time_to_first_token.sum) == ([2, 3, 1], 4.5)
+    async with attached("lmdeploy") as (engine, _):
+        stats = await engine.stats()
+        assert (stats.running, stats.waiting, stats.prompt_tokens) == (2, 1, None)
+    async with attached("lmdeploy", without=("/metrics/",)) as (engine, _):  # started with --disable-metrics
+        stats = await engine.stats()
+        assert (stats.running, stats.waiting, stats.native) == (None, None, {})
     async with attached("trtllm") as (engine, _):
         stats = await engine.stats()
         assert (stats.running, stats.waiting, stats.kv_cache.usage, stats.prompt_tokens) == (2, 1, 0.25, None)

@@ -66,6 +66,25 @@ async def test_it_is_asked_to_end_first():
     assert not any(map(there, every))
 
 
+async def test_what_has_no_handler_of_its_own_ends_when_it_is_asked_to():
+    process = await start()
+    every = await pids(process)
+    await process.stop(patience=60)  # it is not waited for
+    assert process.exit_status == 128 + signal.SIGTERM
+    assert not any(map(there, every))
+
+
+async def test_the_guard_ends_for_no_signal_of_its_own():
+    process = await start("--polite")
+    every = await pids(process)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(process.pid, signum)
+    assert await process.death(patience=0.3) is None
+    assert all(map(there, every))
+    await process.stop()
+    assert process.exit_status == 3
+
+
 async def test_what_does_not_end_is_killed_with_all_that_it_started():
     process = await start("--stubborn")
     every = await pids(process)

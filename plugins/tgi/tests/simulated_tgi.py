@@ -127,6 +127,7 @@ class SimulatedTgi:
         self.active = 0
         self.served = 0
         self.compress = False
+        self.compressed = 0
         self.healthy = True
         self.before_event: Callable[[Exchange, int], Awaitable[None]] | None = None
         self.seen: list[dict[str, Any]] = []
@@ -136,6 +137,7 @@ class SimulatedTgi:
 
     async def handle(self, exchange: Exchange) -> None:
         exchange.compress = self.compress and "gzip" in exchange.headers.get("accept-encoding", "")
+        self.compressed += exchange.compress
         routes = {
             ("GET", "/health"): self.health,
             ("GET", "/info"): self.info,
@@ -401,8 +403,8 @@ class SimulatedTgi:
             return
         events: list[dict[str, Any]] = []
         try:
-            prefill = await self.prefill(body)
             events = [event async for event in self.events(body, stream=False)]
+            prefill = await self.prefill(body)
         except Refused as error:
             await exchange.reply(error.status, error.body)
             return
@@ -445,6 +447,14 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+def _fits(name: str, kind: str, value: int) -> bool:
+    """Whether a whole number fits Rust's type: its format says how wide that is, a minimum of 0 that it has no sign."""
+    bits = 32 if "int32" in kind else 64
+    return (
+        0 <= value < 2**bits if PARAMETERS[name].get("minimum") == 0 else -(2 ** (bits - 1)) <= value < 2 ** (bits - 1)
+    )
+
+
 def shape(body: Any) -> str | None:
     """What is wrong with the types of a body, by the contract; unknown members are left out, as serde does."""
     if not isinstance(body, dict) or not isinstance(body.get("inputs"), str):
@@ -460,7 +470,7 @@ def shape(body: Any) -> str | None:
             continue
         wanted = _JSON_TYPES[re.split(r"[(\[ ]", kind)[0]]
         wrong = not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)
-        if wrong or (kind.startswith("integer") and PARAMETERS[name].get("minimum") == 0 and value < 0):
+        if wrong or (kind.startswith("integer") and not _fits(name, kind, value)):
             return f"`{name}` is {value!r}, where {kind} is due"
     grammar = (parameters or {}).get("grammar")
     if grammar is not None and (grammar.get("type") not in CONTRACT["grammar_types"] or "value" not in grammar):

@@ -23,7 +23,7 @@ from anyengine.errors import (
 )
 from anyengine.worker.supervisor import descendants
 from anyengine_server import MalformedAnswer
-from anyengine_tgi import backend as backend_module
+from anyengine_tgi import generation as generation_module
 from anyengine_tgi import plugin
 
 GREEDY = SamplingParams(temperature=0)
@@ -36,9 +36,7 @@ def attached(serve: Any, storyteller: Path):
     async def start(config: dict[str, Any] | None = None, native: dict[str, Any] | None = None, **limits: Any):
         async with serve(**limits) as (server, tgi):
             address = {"url": server.url, **(native or {})}
-            async with Engine.load(
-                plugin, str(storyteller), isolation="none", native=address, **(config or {})
-            ) as engine:
+            async with Engine.load(plugin, str(storyteller), native=address, **(config or {})) as engine:
                 tgi.seen.clear()  # what it was asked to learn what it gives
                 yield engine, tgi, server
             await server.idle()
@@ -169,9 +167,7 @@ async def test_a_server_with_another_tokenizer_is_refused(serve: Any, storytelle
     from anyengine.testing import make_model_folder
 
     async with serve() as (server, _):
-        loading = Engine.load(
-            plugin, str(make_model_folder(tmp_path / "m")), isolation="none", native={"url": server.url}
-        )
+        loading = Engine.load(plugin, str(make_model_folder(tmp_path / "m")), native={"url": server.url})
         with pytest.raises(EngineStartupError, match="another tokenizer") as caught:
             async with loading:
                 pass
@@ -262,7 +258,7 @@ async def _numbered(events: Any):
 
 async def test_long_requests_are_continued_or_refused(attached: Any, expected: Engine, monkeypatch: Any):
     # TGI starts a request anew after 1,024 tokens; the simulation after 8.
-    monkeypatch.setattr(backend_module, "PIECE", 8)
+    monkeypatch.setattr(generation_module, "PIECE", 8)
     async with attached(piece=8) as (engine, _, _):
         ours = await engine.generate(PROMPT, sampling=GREEDY, max_tokens=30)
         assert ours.token_ids == (await expected.generate(PROMPT, sampling=GREEDY, max_tokens=30)).token_ids

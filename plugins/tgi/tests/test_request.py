@@ -72,8 +72,6 @@ def test_a_choice_is_an_expression_of_its_literals():
     [
         ({"sampling": SamplingParams(temperature=0.0005)}, UnsupportedParameter, "sampling.temperature"),
         ({"sampling": SamplingParams(top_k=2**31)}, UnsupportedParameter, "sampling.top_k"),
-        ({"prompt_logprobs": 1}, UnsupportedParameter, "prompt_logprobs"),
-        ({"logprobs": 6}, UnsupportedParameter, "logprobs"),
         ({"prompt_token_ids": [1] * 101}, InvalidRequest, "prompt"),
         ({"structured": Structured(regex="(a")}, InvalidRequest, "structured.regex"),
         ({"structured": Structured(regex="(?=a)a")}, InvalidRequest, "structured.regex"),

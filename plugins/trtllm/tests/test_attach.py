@@ -24,7 +24,7 @@ async def served(simulated, storyteller, trtllm_serve):
 
 def _attach(storyteller, url, **fields):
     native = {"url": url, "token": "secret", **fields.pop("native", {})}
-    return Engine.load(plugin, str(storyteller), isolation="none", native=native, **fields)
+    return Engine.load(plugin, str(storyteller), native=native, **fields)
 
 
 async def test_tokens_come_back_as_they_were_drawn(served, storyteller, simulated):

@@ -291,7 +291,7 @@ async def test_an_executor_that_is_gone_is_told_by_health(simulated, load):
 
 
 async def test_streams_end_when_a_dead_executor_is_closed(simulated, storyteller, monkeypatch, tmp_path):
-    from anyengine_trtllm import backend as module
+    from anyengine_trtllm import live as module
 
     monkeypatch.setattr(module, "_LAST_OUTPUTS", 0.1)
     (tmp_path / "a").mkdir()

@@ -47,6 +47,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
         logprobs: level of the log-probabilities of generated tokens.
         prompt_logprobs: level of those of the prompt.
         max_logprobs: most alternatives a token.
+        max_prompt_logprobs: most alternatives a token of a prompt, or of a text that is scored; None for as many as
+            ``max_logprobs``. 0 for engines that give the text's own tokens only (TGI).
         score: teacher-forced scoring of a given text.
         embed: embeddings, with ``EngineConfig.task="embed"``.
         structured: kinds of constraint: ``json_schema``, ``regex``, ``grammar``, ``choice``.
@@ -74,6 +76,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     logprobs: LogprobsLevel = "none"
     prompt_logprobs: LogprobsLevel = "none"
     max_logprobs: int = 0
+    max_prompt_logprobs: int | None = None
     score: bool = False
     embed: bool = False
     structured: frozenset[str] = frozenset()
@@ -89,3 +92,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     unseeded: Literal["varies", "fixed"] = "fixed"
     conflicts: tuple[Conflict, ...] = ()
     unproven: frozenset[str] = frozenset()
+
+    @property
+    def most_prompt_logprobs(self) -> int:
+        """``max_prompt_logprobs``, or what it is without a value of its own."""
+        return self.max_logprobs if self.max_prompt_logprobs is None else self.max_prompt_logprobs

@@ -133,7 +133,7 @@ def _here(plugin: EnginePlugin, description: EngineDescription, config: EngineCo
                 engine=description.name,
                 field=field,
             )
-    if config.isolation == "auto" and not description.in_process:
+    if config.isolation == "auto" and not description.in_process and not description.attached(config):
         raise InvalidConfig(
             f"isolation: {description.name} does not declare itself safe for the application's process; "
             "pass isolation='none' to run it there all the same",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from anyengine import SamplingParams
+from anyengine import SamplingParams, UnsupportedParameter
+from anyengine.request import MAX_LOGPROBS
 
 from anyengine_conformance.check import check, family
 from anyengine_conformance.context import PROMPTS
@@ -23,7 +24,7 @@ async def _prompted(t: Context) -> list[Completion]:
     """Completions of one token, with the log-probabilities of their prompts."""
 
     async def ask() -> list[Completion]:
-        count = min(3, t.capabilities.max_logprobs)
+        count = min(3, t.capabilities.most_prompt_logprobs)
         return [
             await t.generate(prompt, max_tokens=1, prompt_logprobs=count, sampling=SamplingParams())
             for prompt in PROMPTS[:3]
@@ -61,13 +62,16 @@ async def prompt_is_the_models(t: Context) -> None:
 
 @check(
     "logprobs.prompt-has-alternatives",
-    must="Entries of the prompt have the token itself and the alternatives asked for, sorted, adding up to at most 1.",
-    advice="make the prompt's entries by the same code as the completion's",
+    must="Entries of the prompt have the token itself and the alternatives asked for, sorted, adding up to at most 1; "
+    "more than `max_prompt_logprobs` says are refused.",
+    advice="make the prompt's entries by the code that makes the completion's; declare in max_prompt_logprobs where an "
+    "engine gives fewer for prompts",
     needs=("prompt_logprobs",),
     tier="extension",
 )
 async def prompt_has_alternatives(t: Context) -> None:
-    count = min(3, t.capabilities.max_logprobs)
+    most = t.capabilities.most_prompt_logprobs
+    count = min(3, most)
     for answer in await _prompted(t):
         for entry in (answer.prompt_logprobs or [])[1:]:
             if entry is None:
@@ -80,6 +84,9 @@ async def prompt_has_alternatives(t: Context) -> None:
                 and math.fsum(map(math.exp, values)) <= 1 + 1e-3
             )
             t.expect(good, expected=f"{entry.token_id} with {entry.logprob}, and {count} alternatives", seen=entry.top)
+    if most < MAX_LOGPROBS:
+        with t.refused(UnsupportedParameter, field="prompt_logprobs"):
+            await t.generate(max_tokens=1, prompt_logprobs=most + 1, sampling=SamplingParams())
 
 
 @check(

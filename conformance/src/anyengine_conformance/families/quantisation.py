@@ -91,7 +91,9 @@ _ADVICE = (
 async def _scored(t: Context, engine: Engine, ids: list[int]) -> list[TokenLogprobs | None]:
     """What the engine gives for a text: by score, else by the log-probabilities of a prompt."""
     capabilities = engine.capabilities
-    top = min(_TOP, capabilities.max_logprobs)
+    top = min(_TOP, capabilities.most_prompt_logprobs)
+    if not top:
+        raise t.skip("the engine gives no alternatives for a given text: its drift cannot be measured")
     if capabilities.score:
         return (await engine.score(ids, logprobs=top)).entries
     if capabilities.prompt_logprobs != "none" and capabilities.token_prompts:

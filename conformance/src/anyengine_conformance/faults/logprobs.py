@@ -214,6 +214,13 @@ class PromptAlone(ChangedPrompt):
         return [None if entry is None else replace(entry, top={entry.token_id: entry.logprob}) for entry in entries]
 
 
+@fault("logprobs.prompt-has-alternatives", "more alternatives of a prompt than are declared are cut")
+class PromptAlternativesCut(BrokenEngine):
+    def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        many = options.get("prompt_logprobs") == 21  # noqa: PLR2004 one more than the simulated engine has
+        return prompt, {**options, "prompt_logprobs": 20} if many else options
+
+
 @fault("logprobs.prompt-cached-or-not", "what was found in the prefix cache has no entries")
 class CachedHaveNone(BrokenEngine):
     def completion(self, completion: Completion, options: Mapping[str, Any]) -> Any:

@@ -19,6 +19,7 @@ from anyengine.errors import (
     Overloaded,
 )
 from msgspec import Struct
+from msgspec.structs import replace
 
 __all__ = [
     "Answer",
@@ -79,6 +80,26 @@ class Answer(Struct, frozen=True):
             return msgspec.json.decode(self.body)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
+
+    def with_own_status(self) -> Answer:
+        """Of an event: with the status that it names, as ``code`` or ``error.code``; else the same."""
+        if not self.within_stream:
+            return self
+        try:
+            found = msgspec.json.decode(self.body, type=_Named)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return self
+        code = found.error.code if isinstance(found.error, _Code) else found.code
+        return self if code is None else replace(self, status=code)
+
+
+class _Code(Struct):
+    code: int | None = None
+
+
+class _Named(Struct):
+    code: int | None = None
+    error: _Code | str | None = None
 
 
 #: Makes an error of an answer; an engine's own, given to :class:`~anyengine_server.ServerClient`.

@@ -30,7 +30,8 @@ def main(command: list[str]) -> int:
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, _noted)
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_IGN)  # the lifeline decides
+        # The lifeline decides. Not SIG_IGN: a program inherits that, and would not end when it is asked to.
+        signal.signal(signum, _noted)
     if sys.platform == "linux":
         # What the server leaves behind becomes ours, so it is found.
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from contextlib import asynccontextmanager
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 from anyengine.backend import Backend, BackendInfo, TokenDelta, TokenFinish, TokenRequest
@@ -18,17 +17,15 @@ from anyengine.errors import (
     InvalidConfig,
     PluginError,
     UnsupportedCapability,
-    UnsupportedParameter,
 )
-from anyengine.outputs import Score, TokenLogprobs
+from anyengine.outputs import Score
 from anyengine.request import SamplingParams
-from anyengine_server import MalformedAnswer, RunningRequests, Sequence, drain, vocabulary_size
-from msgspec import UNSET
+from anyengine_server import RunningRequests, vocabulary_size
 
+from anyengine_tgi import generation
 from anyengine_tgi import request as requests
 from anyengine_tgi.capabilities import narrowed
 from anyengine_tgi.stats import read_stats
-from anyengine_tgi.wire import STREAM_DECODER, GenerateResponse, Info, StreamResponse, Token
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -37,21 +34,18 @@ if TYPE_CHECKING:
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
     from anyengine.stats import EngineStats
-    from anyengine_server import Reason, ServerClient, ServerProcess
+    from anyengine_server import ServerClient, ServerProcess
 
     from anyengine_tgi.prompts import Prompts
-    from anyengine_tgi.wire import FinishReason
+    from anyengine_tgi.wire import Info
 
-__all__ = ["PIECE", "TgiBackend"]
+__all__ = ["TgiBackend"]
 
-#: Tokens after which TGI starts a longer request anew, from its text (``DEFAULT_GENERATION_LENGTH`` of its router).
-PIECE = 1024
 #: Seconds in which the server lets go of requests that were ended; it does so with its next step.
 _SETTLING = 10.0
 _POLL = 0.01
 _HEALTH_SECONDS = 30.0
 _PATIENCE = 15.0
-_REASONS: dict[FinishReason, Reason] = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
 
 
 class TgiBackend(Backend):
@@ -84,6 +78,7 @@ class TgiBackend(Backend):
     ) -> None:
         self._client = client
         self._prompts = prompts
+        self._generation = generation.Generation(client, prompts)
         self._process = process
         self._server = info
         self._speculative = config.speculative is not None
@@ -124,12 +119,12 @@ class TgiBackend(Backend):
         self._prompts.text(request)
 
     def stream(self, request: TokenRequest) -> AsyncIterator[TokenDelta]:
-        return self._requests.stream(request.id, self._guarded(request, self._streamed))
+        return self._requests.stream(request.id, self._guarded(request, self._generation.streamed))
 
     async def generate(self, request: TokenRequest) -> TokenDelta:
         # At once is cheaper, unless tokens have to be watched as they come.
-        watched = bool(request.stop_token_ids) or request.max_tokens > PIECE
-        source = self._streamed if watched else self._whole
+        watched = bool(request.stop_token_ids) or request.max_tokens > generation.PIECE
+        source = self._generation.streamed if watched else self._generation.whole
         total = TokenDelta([], None if request.logprobs is None else [])
         async for delta in self._requests.stream(request.id, self._guarded(request, source)):
             total.token_ids += delta.token_ids
@@ -150,7 +145,7 @@ class TgiBackend(Backend):
                 await self._prompts.prove(text, request.prompt_token_ids)
                 entries = None
                 if request.prompt_logprobs is not None:
-                    entries = await self._prefill(text, request.prompt_token_ids)
+                    entries = await self._generation.prefill(text, request.prompt_token_ids)
                 deltas = source(request, text)
                 try:
                     async for delta in deltas:
@@ -177,81 +172,6 @@ class TgiBackend(Backend):
         finally:
             self._places.release()
 
-    async def _streamed(self, request: TokenRequest, text: str) -> AsyncGenerator[TokenDelta]:
-        sequence = Sequence(request)
-        generated: list[int] = []
-        body = {"inputs": text, "parameters": requests.parameters(request)}
-        async with self._client.events("/generate_stream", body) as events:
-            async for event in events:
-                chunk = events.decoded(event, STREAM_DECODER)
-                if chunk.error is not UNSET:
-                    raise events.error(event)
-                if chunk.details is not None:
-                    self._prompts.check_length(request, chunk.details.input_length)
-                delta = sequence.take(*self._taken(chunk, request))
-                if delta is not None:
-                    generated += delta.token_ids
-                    yield delta
-                if sequence.finished:
-                    if chunk.details is not None:
-                        await drain(events)
-                    return
-                if len(generated) % PIECE == 0:
-                    self._check_continuation(request, text, generated)
-            raise events.cut_off()
-
-    @staticmethod
-    def _taken(
-        chunk: StreamResponse, request: TokenRequest
-    ) -> tuple[list[int], list[TokenLogprobs] | None, Reason | None]:
-        if not isinstance(chunk.token, Token):
-            raise MalformedAnswer("TGI sent an event without a token")
-        entries = None
-        if request.logprobs is not None:
-            entries = [_entry(chunk.token, chunk.top_tokens, request.logprobs)]
-        reason = None if chunk.details is None else _REASONS[chunk.details.finish_reason]
-        return [chunk.token.id], entries, reason
-
-    def _check_continuation(self, request: TokenRequest, text: str, generated: list[int]) -> None:
-        if request.structured is None and self._prompts.continues(text, request.prompt_token_ids, generated):
-            return
-        what = "starts the constraint again" if request.structured is not None else "makes other tokens of it"
-        raise UnsupportedParameter(
-            f"max_tokens: after {len(generated)} tokens TGI starts a request anew with its text so far, and {what}; "
-            f"ask for at most {PIECE} at a time",
-            field="max_tokens",
-        )
-
-    async def _whole(self, request: TokenRequest, text: str) -> AsyncGenerator[TokenDelta]:
-        body = {"inputs": text, "parameters": requests.parameters(request)}
-        details = (await self._client.post_json("/generate", body, GenerateResponse)).details
-        if details is None:
-            raise MalformedAnswer("TGI answered without details")
-        entries = None
-        if request.logprobs is not None:
-            tops: list[list[Token]] = details.top_tokens or [[] for _ in details.tokens]
-            if len(tops) != len(details.tokens):
-                raise MalformedAnswer("TGI's alternatives do not belong to its tokens")
-            entries = [_entry(token, top, request.logprobs) for token, top in zip(details.tokens, tops, strict=True)]
-        ids = [token.id for token in details.tokens]
-        delta = Sequence(request).take(ids, entries, _REASONS[details.finish_reason])
-        if delta is None:
-            raise MalformedAnswer("TGI answered without tokens")
-        yield delta
-
-    async def _prefill(self, text: str, token_ids: list[int]) -> list[TokenLogprobs | None]:
-        """Log-probabilities of a prompt, from a request of one token: a stream has none."""
-        body = {"inputs": text, "parameters": {"max_new_tokens": 1, "decoder_input_details": True, "details": True}}
-        details = (await self._client.post_json("/generate", body, GenerateResponse)).details
-        prefill = [] if details is None else details.prefill
-        self._prompts.check(token_ids, [token.id for token in prefill])
-        entries: list[TokenLogprobs | None] = [None]
-        for token in prefill[1:]:
-            if token.logprob is None:
-                raise MalformedAnswer("TGI left out the log-probability of a prompt token")
-            entries.append(TokenLogprobs(token.id, token.logprob, {token.id: token.logprob}))
-        return entries
-
     async def score(self, token_ids: SequenceOf[int], logprobs: int) -> Score:
         if not self._info.capabilities.score:
             raise UnsupportedCapability(
@@ -269,7 +189,7 @@ class TgiBackend(Backend):
         text = self._prompts.text_of(ids, None)
         async with self._place():
             await self._prompts.prove(text, ids)
-            return Score(ids, await self._prefill(text, ids))
+            return Score(ids, await self._generation.prefill(text, ids))
 
     async def abort(self, request_id: str) -> None:
         if await self._requests.abort(request_id) and self._process is not None:
@@ -328,17 +248,6 @@ class TgiBackend(Backend):
             await self._process.stop(_PATIENCE)
         if self._cleanup is not None:
             await asyncio.to_thread(self._cleanup)
-
-
-def _entry(token: Token, top: SequenceOf[Token], wanted: int) -> TokenLogprobs:
-    """The chosen token among as many of the most likely as were asked for; TGI sends more where some are equal."""
-    if token.logprob is None:
-        raise MalformedAnswer(f"TGI left out the log-probability of token {token.id}")
-    likely: dict[int, float] = {other.id: -math.inf if other.logprob is None else other.logprob for other in top}
-    ranked = sorted((likely | {token.id: token.logprob}).items(), key=lambda pair: (-pair[1], pair[0]))
-    kept: dict[int, Any] = dict(ranked[:wanted])
-    kept.setdefault(token.id, token.logprob)
-    return TokenLogprobs(token.id, token.logprob, kept)
 
 
 def _context(config: EngineConfig, info: Info, *, prefill: bool) -> int:

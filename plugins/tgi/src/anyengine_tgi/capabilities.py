@@ -72,6 +72,8 @@ def declared() -> Capabilities:
         logprobs="neutral-only",
         prompt_logprobs="raw",
         max_logprobs=MAX_LOGPROBS,
+        # Of a prompt TGI gives its own tokens only.
+        max_prompt_logprobs=0,
         score=True,
         # Of a JSON Schema it drops what its regular expression cannot say (minimum, maximum, …) without a word.
         structured=frozenset({"choice", "regex"}),

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from anyengine.errors import InvalidRequest, UnsupportedParameter
 
-from anyengine_tgi.capabilities import MAX_LOGPROBS
-
 if TYPE_CHECKING:
     from anyengine.backend import TokenRequest
     from anyengine.request import Structured
@@ -96,14 +94,6 @@ def check(request: TokenRequest, *, max_input_tokens: int) -> None:
         raise InvalidRequest(
             f"prompt: has {length} tokens; the server takes at most {max_input_tokens}", field="prompt"
         )
-    if request.prompt_logprobs:
-        raise UnsupportedParameter(
-            f"prompt_logprobs: TGI gives those of the prompt's own tokens only (0), not {request.prompt_logprobs} "
-            "alternatives",
-            field="prompt_logprobs",
-        )
-    if (request.logprobs or 0) > MAX_LOGPROBS:
-        raise UnsupportedParameter(f"logprobs: TGI gives at most {MAX_LOGPROBS}", field="logprobs")
     if request.structured is not None and request.structured.regex is not None:
         _check_regex(request.structured.regex)
 

@@ -8,21 +8,21 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyengine.backend import Backend, BackendInfo, DeltaCollector, TokenDelta, TokenRequest
+from anyengine.backend import Backend, BackendInfo, TokenDelta, TokenRequest
 from anyengine.backend.logits import row_logprobs
 from anyengine.errors import EngineClosed, EngineDied, InvalidConfig, PluginError, UnsupportedCapability
 from anyengine.outputs import Score
 from anyengine.request import SamplingParams
 
-from anyengine_trtllm import outputs
 from anyengine_trtllm import request as requests
 from anyengine_trtllm.capabilities import narrowed
 from anyengine_trtllm.config import MAX_NUM_TOKENS, chunked_prefill, max_model_len, prefix_caching
-from anyengine_trtllm.errors import request_error
+from anyengine_trtllm.errors import mapped, request_error
 from anyengine_trtllm.grammar import GrammarChecker
+from anyengine_trtllm.live import LiveRequests
 from anyengine_trtllm.lora import Adapters
 from anyengine_trtllm.startup import Running, start, stop
-from anyengine_trtllm.stats import Recorder, Timer
+from anyengine_trtllm.stats import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -38,9 +38,6 @@ __all__ = ["TrtllmBackend", "load_backend"]
 #: by letting its time run out.
 _STATS_WAIT = 0.02
 
-#: Seconds that the last outputs of aborted requests may take when the engine is closed.
-_LAST_OUTPUTS = 5.0
-
 
 async def load_backend(config: EngineConfig, model: ModelFiles) -> TrtllmBackend:
     """Bring TensorRT-LLM up, with the adapters that were asked for."""
@@ -50,25 +47,10 @@ async def load_backend(config: EngineConfig, model: ModelFiles) -> TrtllmBackend
     except BaseException as error:
         with anyio.CancelScope(shield=True):
             await stop(running)
-        mapped = request_error(error)
-        if mapped is None or mapped is error:
+        found = request_error(error)
+        if found is None or found is error:
             raise
-        raise mapped from error
-
-
-class _Live:
-    """A request that has not ended.
-
-    Attributes:
-        result: its ``RequestOutput``.
-        task: reads it to its end, whoever reads us.
-    """
-
-    __slots__ = ("result", "task")
-
-    def __init__(self, result: Any, task: asyncio.Task[None]) -> None:
-        self.result = result
-        self.task = task
+        raise found from error
 
 
 class TrtllmBackend(Backend):
@@ -82,11 +64,11 @@ class TrtllmBackend(Backend):
         self._running = running
         self._llm = running.llm
         self._ids = count()
-        self._live: dict[str, _Live] = {}
         self._closed = False
         self._recorder = Recorder()
         self._reporting = asyncio.Lock()
         self._prefix_caching = prefix_caching(config)
+        self._live = LiveRequests(self._recorder, cached_tokens=self._prefix_caching)
         self._adapters = Adapters(running.library.lora_request, config.lora)
         for name, folder in model.loras.items():
             self._adapters.load(name, folder)
@@ -128,22 +110,8 @@ class TrtllmBackend(Backend):
 
     def stream(self, request: TokenRequest) -> AsyncIterator[TokenDelta]:
         # Logits are asked for whole: what a streamed result has of them is nowhere documented.
-        return self._submit(request, streaming=not _wants_logits(request))
-
-    def _submit(self, request: TokenRequest, *, streaming: bool) -> DeltaCollector:
-        collector = DeltaCollector()
-        if self._closed:
-            collector.put(outputs.aborted(request))
-            return collector
-        timer = Timer(self._recorder)
-        try:
-            result = self._send(request, streaming=streaming)
-        except Exception as error:  # noqa: BLE001 raised in the reader, as the contract asks
-            collector.fail(_mapped(error, request))
-            return collector
-        task = asyncio.create_task(self._read(request, result, collector, timer, streaming=streaming))
-        self._live[request.id] = _Live(result, task)
-        return collector
+        streaming = not _wants_logits(request)
+        return self._live.begin(request, lambda: self._send(request, streaming=streaming), streaming=streaming)
 
     def _send(self, request: TokenRequest, *, streaming: bool, score: bool = False) -> Any:
         """Hand a request over; returns at once, with what will be its result."""
@@ -164,42 +132,6 @@ class TrtllmBackend(Backend):
             streaming=streaming,
             cache_salt=salt,
         )
-
-    async def _read(
-        self, request: TokenRequest, result: Any, collector: DeltaCollector, timer: Timer, *, streaming: bool
-    ) -> None:
-        """Read a result to its end: a slow reader of ours holds nothing up, and costs memory for its tokens only."""
-        reader = outputs.Reader(request, cached_tokens=self._prefix_caching)
-        ended = False
-        try:
-            if streaming:
-                async for step in result:
-                    ended = self._take(reader.read(step), request, timer, collector, timed=True)
-            else:
-                # Log-probabilities of a long text take a while.
-                delta = await asyncio.to_thread(reader.read, await result.aresult())
-                ended = self._take(delta, request, timer, collector, timed=False)
-            if not ended:
-                raise PluginError("TensorRT-LLM ended a request without a finish reason")
-        except asyncio.CancelledError:
-            collector.put(outputs.aborted(request))
-            raise
-        except Exception as error:  # noqa: BLE001 raised in the reader
-            collector.fail(_mapped(error, request))
-        finally:
-            self._live.pop(request.id, None)
-            if not ended and not result.finished:
-                result.abort()
-
-    def _take(
-        self, delta: TokenDelta, request: TokenRequest, timer: Timer, collector: DeltaCollector, *, timed: bool
-    ) -> bool:
-        """Count a delta and hand it on; true if it is the last one."""
-        timer.saw(delta, prompt_tokens=len(request.prompt_token_ids), timed=timed)
-        finish = delta.finish
-        if delta.token_ids or finish is not None:
-            collector.put(delta)
-        return finish is not None
 
     async def score(self, token_ids: Sequence[int], logprobs: int) -> Score:
         # TensorRT-LLM always generates a token, for which a full context has no room. The logits that predict the last
@@ -223,7 +155,7 @@ class TrtllmBackend(Backend):
                 result.abort()
                 raise
         except Exception as error:
-            raise _mapped(error) from error
+            raise mapped(error) from error
         rows = done.context_logits
         if rows is None or len(rows) != len(prompt):
             given = "no logits" if rows is None else f"{len(rows)} rows of logits"
@@ -232,12 +164,7 @@ class TrtllmBackend(Backend):
         return Score(list(token_ids), [None, *entries])
 
     async def abort(self, request_id: str) -> None:
-        live = self._live.get(request_id)
-        if live is None:
-            return
-        live.result.abort()
-        # The executor answers with a last output: once that is read, the request is gone from it.
-        await asyncio.wait([live.task])
+        await self._live.abort(request_id)
 
     # -- the engine as a whole --------------------------------------------------------------------
 
@@ -261,7 +188,7 @@ class TrtllmBackend(Backend):
                 async for event in self._llm.get_kv_cache_events_async(timeout=_STATS_WAIT):
                     self._recorder.record_event(event)
         except Exception as error:
-            raise _mapped(error) from error
+            raise mapped(error) from error
 
     async def health(self) -> None:
         # Private, and what TensorRT-LLM's own server asks: there is no public way.
@@ -281,27 +208,9 @@ class TrtllmBackend(Backend):
         if self._closed:
             return
         self._closed = True
-        live = list(self._live.values())
-        for each in live:
-            each.result.abort()
-        if live:
-            # An executor that is gone answers no more; its end is what was wanted anyway.
-            await asyncio.wait([each.task for each in live], timeout=_LAST_OUTPUTS)
-        for each in live:
-            each.task.cancel()
+        await self._live.close()
         await stop(self._running)
 
 
 def _wants_logits(request: TokenRequest) -> bool:
     return request.logprobs is not None or request.prompt_logprobs is not None
-
-
-def _mapped(error: Exception, request: TokenRequest | None = None) -> Exception:
-    """What is raised for what TensorRT-LLM raised; of a constraint its messages do not say the kind."""
-    mapped = request_error(error)
-    if mapped is None or mapped is error:
-        return error
-    mapped.__cause__ = error
-    if mapped.field == "structured" and request is not None and request.structured is not None:
-        mapped.field = f"structured.{request.structured.kind}"
-    return mapped

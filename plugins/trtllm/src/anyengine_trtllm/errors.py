@@ -24,7 +24,9 @@ from anyengine.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["REQUEST_ERRORS", "load_error", "request_error"]
+    from anyengine.backend import TokenRequest
+
+__all__ = ["REQUEST_ERRORS", "load_error", "mapped", "request_error"]
 
 #: What a message says of the field that it is about. The first that is found counts.
 _FIELDS = (
@@ -155,3 +157,14 @@ def load_error(error: BaseException) -> AnyEngineError | None:
             message = f"{field}: {found.group().strip()}" if field else found.group().strip()
             return cause.error(f"{message}; {cause.advice}", **cause.facts)
     return EngineStartupError(f"TensorRT-LLM did not come up: {own}")
+
+
+def mapped(error: Exception, request: TokenRequest | None = None) -> Exception:
+    """What is raised for what TensorRT-LLM raised; of a constraint its messages do not say the kind."""
+    found = request_error(error)
+    if found is None or found is error:
+        return error
+    found.__cause__ = error
+    if found.field == "structured" and request is not None and request.structured is not None:
+        found.field = f"structured.{request.structured.kind}"
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from anyengine.errors import InvalidRequest, UnsupportedCapability, UnsupportedParameter
 
@@ -121,10 +121,8 @@ def check_request(engine: str, info: BackendInfo, config: EngineConfig, request:
             engine=engine,
             field="structured",
         )
-    _check_logprobs(engine, capabilities, "logprobs", capabilities.logprobs, request.logprobs, request)
-    _check_logprobs(
-        engine, capabilities, "prompt_logprobs", capabilities.prompt_logprobs, request.prompt_logprobs, request
-    )
+    _check_logprobs(engine, "logprobs", capabilities.logprobs, capabilities.max_logprobs, request)
+    _check_logprobs(engine, "prompt_logprobs", capabilities.prompt_logprobs, capabilities.most_prompt_logprobs, request)
     if request.lora is not None and request.lora not in info.loras:
         raise InvalidRequest(
             f"lora: no adapter is named {request.lora!r}; loaded are: {', '.join(info.loras) or 'none'}",
@@ -139,19 +137,19 @@ def check_request(engine: str, info: BackendInfo, config: EngineConfig, request:
 
 def _check_logprobs(
     engine: str,
-    capabilities: Capabilities,
-    field: str,
+    field: Literal["logprobs", "prompt_logprobs"],
     level: LogprobsLevel,
-    wanted: int | None,
+    most: int,
     request: GenerateRequest,
 ) -> None:
+    wanted = getattr(request, field)
     if wanted is None:
         return
     if level == "none":
         raise UnsupportedCapability(f"{engine} gives no {field}", capability=field, engine=engine, field=field)
-    if wanted > capabilities.max_logprobs:
+    if wanted > most:
         raise UnsupportedParameter(
-            f"{field}: {engine} gives at most {capabilities.max_logprobs} alternatives, not {wanted}",
+            f"{field}: {engine} gives at most {most} alternatives, not {wanted}",
             engine=engine,
             field=field,
         )

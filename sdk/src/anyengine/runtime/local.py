@@ -182,10 +182,10 @@ class LocalRuntime(Runtime):
     async def score(self, prompt: Prompt, logprobs: int) -> Score:
         self._check_open()
         self._require("score", "cannot score")
-        capabilities = self._info.capabilities
-        if not 0 <= logprobs <= capabilities.max_logprobs:
+        most = self._info.capabilities.most_prompt_logprobs
+        if not 0 <= logprobs <= most:
             raise InvalidRequest(
-                f"logprobs: must be 0 to {capabilities.max_logprobs}, not {logprobs}",
+                f"logprobs: must be 0 to {most}, not {logprobs}",
                 engine=self._name,
                 field="logprobs",
             )

@@ -121,7 +121,7 @@ class Dialect(ABC):
 
     def error(self, answer: Answer) -> AnyEngineError:
         """The error for an answer, or an event, that refuses or fails."""
-        return answer_error(answer)
+        return answer_error(answer.with_own_status())
 
     async def learn(self, client: ServerClient, options: ServerOptions, model: str) -> ServerFacts:
         """Ask the server about itself.

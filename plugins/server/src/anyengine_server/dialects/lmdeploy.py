@@ -5,23 +5,26 @@ Its ``/v1/completions`` answers with text alone; ``/generate`` takes token ids a
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from anyengine.capabilities import Capabilities
+from anyengine.errors import EngineStartupError, InvalidConfig
 from anyengine.stats import EngineStats
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
-from anyengine_server.dialects.base import Dialect, Piece, ServerFacts, check_temperature
+from anyengine_server.dialects.base import Dialect, ModelList, Piece, ServerFacts, check_temperature
 from anyengine_server.dialects.openai import finish_reason
-from anyengine_server.errors import MalformedAnswer
+from anyengine_server.errors import MalformedAnswer, ServerRefused
 from anyengine_server.metrics import Metrics
 
 if TYPE_CHECKING:
     from anyengine.backend import TokenRequest
 
     from anyengine_server.client import EventStream, ServerClient
+    from anyengine_server.options import ServerOptions
     from anyengine_server.sse import Event
 
 __all__ = ["LMDEPLOY"]
@@ -38,7 +41,7 @@ class _Chunk(Struct):
 
 
 class _Encoded(Struct):
-    input_ids: list[int]
+    input_ids: list[list[int]]
 
 
 _DECODER = msgspec.json.Decoder(_Chunk)
@@ -87,7 +90,7 @@ class LMDeployDialect(Dialect):
             "include_stop_str_in_output": True,
         }
 
-    def piece(self, events: EventStream, event: Event, request: TokenRequest) -> Piece | None:
+    def piece(self, events: EventStream, event: Event, request: TokenRequest) -> Piece | None:  # noqa: ARG002
         if event.data == b"[DONE]":
             return None
         chunk = events.decoded(event, _DECODER)
@@ -98,19 +101,37 @@ class LMDeployDialect(Dialect):
         reason = (chunk.meta_info.finish_reason or {}).get("type") if chunk.meta_info else None
         if reason == "error":
             raise events.error(event)
-        ids = list(chunk.output_ids or ())
-        ended = finish_reason(reason)
-        if ended == "stop" and not (ids and ids[-1] in request.terminators) and len(request.terminators) == 1:
-            # The token that ended it is not always among them; where only one can have, it was that one.
-            ids.append(*request.terminators)
-        return Piece(ids, None, ended)
+        # The last event has no text of its own, and the token that ended the sequence (include_stop_str_in_output).
+        return Piece(list(chunk.output_ids or ()), None, finish_reason(reason))
+
+    async def learn(self, client: ServerClient, options: ServerOptions, model: str) -> ServerFacts:  # noqa: ARG002
+        # The model stands first, and then its adapters, which /generate has no member for.
+        cards = (await client.get_json("/v1/models", ModelList)).data
+        if not cards:
+            raise EngineStartupError("the server has no model yet")
+        if options.served_model not in {None, cards[0].id}:
+            raise InvalidConfig(
+                f"native.served_model: the server's /generate answers for {cards[0].id!r} only, not for "
+                f"{options.served_model!r}",
+                field="native.served_model",
+            )
+        return ServerFacts(model=cards[0].id)
 
     async def tokenize(self, client: ServerClient, facts: ServerFacts, text: str) -> list[int] | None:  # noqa: ARG002
-        body = {"input": text, "do_preprocess": False, "add_bos": False}
-        return (await client.post_json("/v1/encode", body, _Encoded)).input_ids
+        # Special tokens are added always; without add_bos the first is left out again. What stands behind is what an
+        # empty text has, too.
+        body = {"input": [text, ""], "do_preprocess": False, "add_bos": False}
+        ids, added = (await client.post_json("/v1/encode", body, _Encoded)).input_ids
+        return ids[: len(ids) - len(added)] if added and ids[-len(added) :] == added else ids
 
     async def stats(self, client: ServerClient) -> EngineStats:
-        metrics = Metrics((await client.get("/metrics/")).decode(errors="replace"))
+        try:
+            text = (await client.get("/metrics/")).decode(errors="replace")
+        except ServerRefused as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
+            return EngineStats()  # started with --disable-metrics
+        metrics = Metrics(text)
         return EngineStats(
             running=metrics.count("lmdeploy:num_requests_running"),
             waiting=metrics.count("lmdeploy:num_requests_waiting"),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from anyengine.capabilities import Capabilities
-from anyengine.errors import AnyEngineError, UnsupportedParameter
+from anyengine.errors import UnsupportedParameter
 from anyengine.stats import EngineStats, KVCacheStats
 from msgspec.structs import replace
 
 from anyengine_server.dialects import openai
 from anyengine_server.dialects.base import Dialect, Piece, ServerFacts, check_temperature
-from anyengine_server.errors import Answer, answer_error
 
 if TYPE_CHECKING:
     from anyengine.backend import TokenRequest
@@ -67,7 +66,9 @@ class TRTLLMDialect(Dialect):
             "top_p": 1.0 if sampling.greedy else sampling.top_p,
             "top_k": 0 if sampling.greedy else sampling.top_k,
             "stop_token_ids": sorted(request.terminators),
-            # The engine's own end; ours travel as stop tokens.
+            # The engine's own end: its token would be missing, and which it was is not said. Ours travel as stop
+            # tokens. A version that drops those with it goes on until it sees the connection closed: that a sequence
+            # ends at its first terminator is our own doing (Sequence), whatever the server makes of these two.
             "ignore_eos": True,
             # Else the token that ended it is cut off.
             "include_stop_str_in_output": True,
@@ -88,13 +89,6 @@ class TRTLLMDialect(Dialect):
         if cut and isinstance(named, int) and named in request.terminators:
             piece.token_ids = [*piece.token_ids, named]
         return piece
-
-    def error(self, answer: Answer) -> AnyEngineError:
-        content: Any = answer.json()
-        code: Any = cast("dict[str, Any]", content).get("code") if isinstance(content, dict) else None
-        if answer.within_stream and isinstance(code, int):
-            return answer_error(Answer(code, answer.headers, answer.body, answer.place))
-        return answer_error(answer)
 
     async def stats(self, client: ServerClient) -> EngineStats:
         # JSON, one entry an iteration since it was asked last; empty without `enable_iter_perf_stats`, or while idle.

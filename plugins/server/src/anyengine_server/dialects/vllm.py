@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from anyengine_server.dialects import openai
 from anyengine_server.dialects.base import Dialect, Piece, ServerFacts, check_temperature
 from anyengine_server.dialects.vllm_stats import read_stats
-from anyengine_server.errors import Answer, MalformedAnswer, answer_error, message_of
+from anyengine_server.errors import Answer, MalformedAnswer, message_of
 
 if TYPE_CHECKING:
     from anyengine.backend import TokenRequest
@@ -163,15 +163,9 @@ class VLLMDialect(Dialect):
         return piece
 
     def error(self, answer: Answer) -> AnyEngineError:
-        content: Any = answer.json()
-        inner: Any = content.get("error") if isinstance(content, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        code: Any = inner.get("code") if isinstance(inner, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        if answer.within_stream and isinstance(code, int):
-            # Within a stream the status is in the event.
-            return answer_error(Answer(code, answer.headers, answer.body, answer.place))
         if answer.status == HTTPStatus.NOT_FOUND and "model" in message_of(answer):
             return InvalidRequest(f"the server does not know the model: {message_of(answer)}")
-        return answer_error(answer)
+        return super().error(answer)
 
     async def learn(self, client: ServerClient, options: ServerOptions, model: str) -> ServerFacts:
         facts = await super().learn(client, options, model)
