@@ -108,10 +108,11 @@ def conformance_run(
     return run
 
 
-def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, Any] | None:
+def pytest_report_teststatus(report: pytest.TestReport | pytest.CollectReport) -> tuple[str, str, Any] | None:
     """Name what is neither passed nor failed."""
-    # Reports of modules that cannot be imported come here too, and have no properties.
-    outcome = dict(getattr(report, "user_properties", ())).get(_PROPERTY)
+    if isinstance(report, pytest.CollectReport):  # of a module that cannot be imported
+        return None
+    outcome = dict(report.user_properties).get(_PROPERTY)
     if report.when != "call" or not report.passed or outcome in (None, "passed"):
         return None
     return str(outcome), str(outcome)[0], (str(outcome).upper(), {"yellow": True})

@@ -2,6 +2,7 @@
 """Simulated engines, good and bad, that run in a worker: each an entry point of the package that conftest.py makes."""
 
 import asyncio
+import gc
 import itertools
 import logging
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from anyengine.backend import EnvironmentVariant
 from anyengine.errors import EngineDied
+from anyengine.stats import EngineStats
 from anyengine.testing import ScriptedPlugin, all_capabilities, make_model_folder
 from msgspec.structs import replace
 
@@ -152,6 +154,16 @@ def unclosable(backend):
 
 
 unclosed = engine("unclosed", HELLO, unclosable)
+
+
+def tells_of_its_memory(backend):
+    async def stats():
+        return EngineStats(native={"frozen": gc.get_freeze_count()})
+
+    backend.stats = stats
+
+
+settled = engine("settled", change=tells_of_its_memory)
 
 
 class NeverLoads(Simulated):

@@ -205,6 +205,12 @@ async def test_log_and_output_go_to_the_applications_logging(worker, caplog):
     assert any(record.name == "anyengine.worker.floods.engine" for record in caplog.records)
 
 
+async def test_what_a_load_leaves_is_never_walked_through_again(worker):
+    async with worker("settled") as engine:
+        # A few thousand objects of Python itself and of the SDK, at least; of an engine, millions.
+        assert (await engine.stats()).native["frozen"] > 10_000
+
+
 async def test_the_worker_gets_its_variables_and_devices_and_no_path_of_ours(worker, monkeypatch):
     from anyengine import EngineDied
 
