@@ -111,7 +111,8 @@ def conformance_run(
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, Any] | None:
     """Name what is neither passed nor failed."""
     # Reports of modules that cannot be imported come here too, and have no properties.
-    outcome = dict(getattr(report, "user_properties", ())).get(_PROPERTY)
+    properties: list[tuple[str, object]] = getattr(report, "user_properties", [])
+    outcome = dict(properties).get(_PROPERTY)
     if report.when != "call" or not report.passed or outcome in (None, "passed"):
         return None
     return str(outcome), str(outcome)[0], (str(outcome).upper(), {"yellow": True})
