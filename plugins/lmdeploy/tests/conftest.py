@@ -53,7 +53,7 @@ def decisions() -> ModuleType:
     return _module(TESTS / "decisions.py")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def importable() -> Iterator[pytest.MonkeyPatch]:
     """``import lmdeploy`` gives the simulation as long as this lasts."""
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -63,14 +63,16 @@ def importable() -> Iterator[pytest.MonkeyPatch]:
             del sys.modules[name]
 
 
-@pytest.fixture(scope="session")
-def simulated(importable: pytest.MonkeyPatch) -> ModuleType:
+@pytest.fixture(scope="module")
+def simulated(importable: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The plugin takes the simulation for LMDeploy; this is its module ``lmdeploy.messages``."""
+    from anyengine_lmdeploy.library import load_library
     from lmdeploy import messages
     from lmdeploy.simulation.install import install
 
     install(importable)
-    return messages
+    yield messages
+    load_library.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -140,16 +140,14 @@ async def test_a_constraint_holds(load):
     assert answer.text in {"red", "blue"}
 
 
-async def test_a_constraint_that_turbomind_dropped_is_no_answer(load, backend, monkeypatch, caplog):
-    if backend == "pytorch":
-        pytest.skip("the engine in PyTorch ends instead, for everybody; so formats are checked before")
+async def test_a_constraint_that_turbomind_dropped_is_no_answer(simulated, storyteller, monkeypatch, caplog):
     from lmdeploy.simulation.grammar import Compiler
 
     def fail(self, response_format):
         raise ValueError("it cannot be compiled")
 
     monkeypatch.setattr(Compiler, "compile", fail)
-    async with load() as engine:
+    async with Engine.load(plugin, str(storyteller), isolation="none", native={"backend": "turbomind"}) as engine:
         with caplog.at_level(logging.ERROR), pytest.raises(Failure, match="dropped"):
             await engine.generate(PROMPT, max_tokens=4, structured=Structured(regex="[0-9]+"))
         # Its handle is free again.
@@ -458,6 +456,34 @@ async def test_sleep_ends_what_runs(simulated, files):
         assert (await asyncio.wait_for(_all(stream), 20))[-1].finish.reason == "abort"
     await made.wake()
     assert (await _all(made.stream(_request("after"))))[-1].finish.reason == "length"
+    await made.close()
+
+
+async def test_an_abort_while_the_prompt_is_scored_is_one(simulated, files):
+    made = await plugin.load(EngineConfig(native={"backend": "pytorch"}), files)
+    core, going, stepping = made._engine.engine.executor.core, threading.Event(), threading.Event()
+    step = core.step
+    core.step = lambda: (stepping.set(), going.wait(20), step())[-1]
+    stream = made.stream(_request(prompt_logprobs=1))
+    reading = asyncio.create_task(_all(stream))
+    await asyncio.to_thread(stepping.wait, 20)
+    aborting = asyncio.create_task(made.abort("r"))
+    await asyncio.sleep(0)
+    going.set()
+    await asyncio.wait_for(aborting, 20)
+    (only,) = await asyncio.wait_for(reading, 20)
+    assert (only.finish.reason, only.token_ids) == ("abort", [])
+    assert _pool(made).num_dispatched == 0
+    await made.close()
+
+
+async def test_many_that_want_their_prompt_scored_get_on(simulated, files):
+    made = await plugin.load(EngineConfig(native={"backend": "pytorch"}, scheduling={"max_num_seqs": 4}), files)
+    streams = [made.stream(_request(str(number), prompt_logprobs=number % 2 or None)) for number in range(12)]
+    ends = await asyncio.wait_for(asyncio.gather(*map(_all, streams)), 30)
+    tokens = [[token for delta in deltas for token in delta.token_ids] for deltas in ends]
+    assert tokens == [tokens[0]] * 12
+    assert [deltas[-1].finish.prompt_logprobs is not None for deltas in ends] == [False, True] * 6
     await made.close()
 
 

@@ -274,9 +274,8 @@ async def test_memory_is_free_while_asleep_and_answers_are_the_same_afterwards(r
     assert await gpu.back_to(level)
 
 
+@pytest.mark.parametrize("real", ["turbomind"], indirect=True)
 async def test_turbomind_says_that_it_cannot_sleep(real, storyteller):
-    if real["native"]["backend"] == "pytorch":
-        pytest.skip("the engine in PyTorch can")
     async with Engine.load("lmdeploy", str(storyteller), **real) as engine:
         with pytest.raises(UnsupportedCapability):
             await engine.sleep()
