@@ -68,6 +68,7 @@ DECISIONS = {
     },
     "TurbomindEngineConfig": _COMMON
     | {"cache_block_seq_len": MAPPED, "device_num": REFUSED, "devices": REFUSED, "model_format": REFUSED}
+    | dict.fromkeys(("dist_init_addr", "nnodes", "node_rank"), REFUSED)
     | dict.fromkeys(
         (
             "async_",
@@ -81,14 +82,11 @@ DECISIONS = {
             "cache_prompt_boundary_skip",
             "communicator",
             "cp",
-            "dist_init_addr",
             "gemm_input_dtype",
             "max_prefill_iters",
             "mlp_dp_size",
             "mlp_tp_size",
             "moe_a2a_backend",
-            "nnodes",
-            "node_rank",
             "num_tokens_per_iter",
             "outer_dp_size",
             "rope_scaling_factor",
@@ -112,24 +110,29 @@ DECISIONS = {
     }
     | dict.fromkeys(
         (
-            "attn_tp_size",
-            "cudagraph_capture_batch_sizes",
-            "custom_module_map",
-            "distributed_executor_backend",
             "dllm_block_length",
             "dllm_confidence_threshold",
             "dllm_denoising_steps",
             "dllm_unmasking_strategy",
+            "kv_transfer_config",
+            "migration_backend",
+            "mp_engine_backend",
+        ),
+        REFUSED,
+    )
+    | dict.fromkeys(
+        (
+            "attn_tp_size",
+            "cudagraph_capture_batch_sizes",
+            "custom_module_map",
+            "distributed_executor_backend",
             "enable_eplb",
             "enable_microbatch",
             "enable_return_routed_experts",
             "enable_transfer_obj_ref",
             "kernel_block_size",
-            "kv_transfer_config",
-            "migration_backend",
             "mlp_tp_size",
             "moe_tp_size",
-            "mp_engine_backend",
             "num_cpu_blocks",
             "piecewise_cudagraph_max_tokens",
             "prefill_interval",

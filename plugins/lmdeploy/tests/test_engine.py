@@ -10,7 +10,7 @@ import threading
 import pytest
 from anyengine import Engine, EngineConfig, SamplingParams, Structured
 from anyengine.backend import TokenRequest
-from anyengine.errors import EngineClosed, EngineDied, EngineStartupError, Failure, OutOfMemory
+from anyengine.errors import EngineClosed, EngineDied, EngineStartupError, Failure, Misuse, OutOfMemory
 from anyengine.hub import ModelFiles
 from anyengine_lmdeploy import plugin
 
@@ -442,6 +442,9 @@ async def test_it_sleeps_and_wakes_and_goes_on(simulated, storyteller, expected)
     async with Engine.load(plugin, str(storyteller), isolation="none", native={"backend": "pytorch"}) as engine:
         await engine.sleep()
         await engine.health()
+        for ask in (engine.generate(PROMPT), engine.score(PROMPT)):
+            with pytest.raises(Misuse, match="wake"):
+                await ask
         await engine.wake()
         answer = await engine.generate(PROMPT, sampling=GREEDY, max_tokens=24)
     assert answer.token_ids == expected.token_ids

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyengine.backend import DeltaCollector, TokenRequest
 from anyengine.backend.logits import row_logprobs
-from anyengine.errors import EngineClosed, Failure, PluginError
+from anyengine.errors import EngineClosed, Failure, Misuse, PluginError
 from anyengine.outputs import Score
 from anyengine.request import SamplingParams
 
@@ -135,6 +135,9 @@ class Requests:
 
     @asynccontextmanager
     async def _handle(self) -> AsyncGenerator[Any]:
+        if self._engine.is_sleeping:
+            # LMDeploy would answer as if the caller had ended the request.
+            raise Misuse("lmdeploy sleeps; call wake() before it is asked anything")
         # After a sleep LMDeploy has another pool; a handle goes back to where it came from.
         pool = self._engine.session_mgr.request_handle_pool
         handle = await pool.get()

@@ -96,7 +96,6 @@ UNPROVEN = frozenset({
     "parallel.data",
     "parallel.expert",
     "parallel.pipeline",
-    "parallel.tensor",
     "trust_remote_code",
 })  # fmt: skip
 
