@@ -85,6 +85,7 @@ CHECKPOINTS = CheckpointSupport(
             for scheme in ("int8-w8a16", "int4-w4a16")
         ),
         QuantizedFormat(method="compressed-tensors", format="int-quantized", scheme="int8-w8a8", group_sizes=(0,)),
+        QuantizedFormat(method="compressed-tensors", format="float-quantized", scheme="fp8-dynamic", group_sizes=(0,)),
     ),
 )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from anyengine_reference.model import KVCache, Segment, load_model
+from anyengine_reference.model import KVCache, Segment, integers, load_model, ops
 from anyengine_reference.model.checkpoint import Checkpoint
 from anyengine_reference.model.compressed import QuantizedWeights, read_config
 from anyengine_reference.quantize import quantize_checkpoint
@@ -173,3 +173,16 @@ def test_transformers_computes_the_same_from_the_quantized_checkpoint(
     ours = load_model(tmp_path / "out")
     found = ours.logits(ours.forward([Segment(range(40), 0, range(3))], KVCache(ours.config, 3))[0])
     np.testing.assert_allclose(found, expected, rtol=0, atol=5e-5)
+
+
+def test_8_bit_floats_are_those_of_torch() -> None:
+    import torch
+
+    kind = torch.float8_e4m3fn
+    theirs = torch.arange(256, dtype=torch.uint8).view(kind).to(torch.float32).numpy()
+    np.testing.assert_array_equal(integers.E4M3, theirs)
+    rows = ops.aligned(64, 256)
+    rows[...] = np.random.default_rng(0).standard_normal((64, 256)) ** 3
+    scale = np.abs(rows).max(1, keepdims=True) / np.float32(448)
+    expected = torch.from_numpy(rows / scale).to(kind).to(torch.float32).numpy() * scale
+    np.testing.assert_array_equal(ops.fp8_rows(rows), expected)

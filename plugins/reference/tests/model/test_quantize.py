@@ -215,7 +215,7 @@ def test_an_unknown_scheme_is_refused_by_name(source: Path, tmp_path: Path) -> N
 
 
 GROUP = compressed.quantization_config(compressed.Stored(8))["config_groups"]["group_0"]
-ROWS = compressed.quantization_config(compressed.Stored(8, packed=False, int8_rows=True))["config_groups"]["group_0"][
+ROWS = compressed.quantization_config(compressed.Stored(8, packed=False, rows="int8"))["config_groups"]["group_0"][
     "input_activations"
 ]
 
@@ -228,7 +228,8 @@ def weights(**changes: Any) -> dict[str, Any]:
     ("change", "named"),
     [
         ({"quant_method": "gptq"}, "quant_method is 'gptq'"),
-        ({"format": "float-quantized"}, "format is 'float-quantized'"),
+        ({"format": "naive-quantized"}, "format is 'naive-quantized'"),
+        ({"format": "float-quantized"}, "group_0 has weights of type 'int'"),
         ({"format": "int-quantized"}, "input_activations of num_bits None"),
         ({"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme is set"),
         ({"config_groups": {}}, "there are no config_groups"),
@@ -307,7 +308,7 @@ def test_rows_are_rounded_before_a_product_with_8_bit_activations() -> None:
     expected = [np.rint(row * np.float32(127) / np.abs(row).max()) * np.abs(row).max() / 127 for row in rows]
     np.testing.assert_allclose(ops.int8_rows(rows), expected, rtol=1e-6)
     weight = np.eye(16, dtype=np.float32)
-    assert ops.Linear(weight, int8_rows=True)(rows)[0][:, :16].tolist() == ops.int8_rows(rows).tolist()
+    assert ops.Linear(weight, rounded="int8")(rows)[0][:, :16].tolist() == ops.int8_rows(rows).tolist()
 
 
 def test_zero_points_and_grouped_columns_are_read(
@@ -438,3 +439,51 @@ def test_a_cancelled_calibration_ends_between_sequences(random_checkpoint: Calla
             cancelled=lambda: len(done) == 2,
         )
     assert done == [1, 2]
+
+
+def test_bytes_of_8_bit_floats_have_the_values_of_e4m3() -> None:
+    assert integers.E4M3[[0x00, 0x01, 0x08, 0x38, 0x7E, 0x80, 0xC0]].tolist() == [0, 2**-9, 2**-6, 1, 448, 0, -2]
+    assert np.isnan(integers.E4M3).nonzero()[0].tolist() == [0x7F, 0xFF]
+    assert sorted(integers.E4M3[:0x7F].tolist()) == integers.E4M3[:0x7F].tolist()
+
+
+@given(numpy_strategies.arrays(np.float32, (2, 16), elements=st.floats(-1e4, 1e4, width=32)))
+def test_rows_are_rounded_to_the_nearest_8_bit_float(values: np.ndarray) -> None:
+    rows = ops.aligned(2, 16)
+    rows[...] = values
+    rounded = ops.fp8_rows(rows)
+    grid = integers.E4M3[~np.isnan(integers.E4M3)].astype(np.float64)
+    scale = np.maximum(np.abs(values).max(1, keepdims=True) / np.float32(448), np.float32(2.0**-126)).astype(np.float64)
+    nearest = np.abs(values[:, :, None] / scale[:, :, None] - grid).min(2)
+    # Beside the rounding that is meant there is that of float32, of values up to 448.
+    assert (np.abs(rounded / scale - values / scale) <= nearest + 448 * 2.0**-22).all()
+
+
+def test_a_checkpoint_of_8_bit_floats_is_read(
+    random_checkpoint: Callable[..., Path], checkpoints: Any, tmp_path: Path
+) -> None:
+    source = random_checkpoint("llama", dtype="F32", **SIZES)
+    quantize_checkpoint(source, tmp_path / "out", "int8-w8a8")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    part = config["quantization_config"]["config_groups"]["group_0"]
+    config["quantization_config"]["format"] = "float-quantized"
+    part["weights"]["type"] = part["input_activations"]["type"] = "float"
+    stored = compressed.read_config(config)
+    assert stored is not None
+    assert (stored.scheme, stored.rows) == ("fp8-dynamic", "fp8")
+    name = "model.layers.0.mlp.down_proj.weight"
+    checkpoint = Checkpoint(tmp_path / "out")
+    with pytest.raises(BadCheckpoint, match=r"is I8 .* it should be F8_E4M3"):
+        compressed.QuantizedWeights(checkpoint, stored).read(name, (64, 96))
+    # The same bytes, named otherwise.
+    file = tmp_path / "out" / "model.safetensors"
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + length].replace(b'"I8"', b'"F8_E4M3"').rstrip()
+    header += b" " * (-len(header) % 8)
+    file.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + length :])
+    checkpoint = Checkpoint(tmp_path / "out")
+    weight = compressed.QuantizedWeights(checkpoint, stored).read(name, (64, 96))
+    expected = integers.E4M3[checkpoint[name].data()] * checkpoint[f"{name}_scale"].float32()
+    np.testing.assert_array_equal(weight, expected)
+    assert compressed.QuantizedWeights(checkpoint, stored).rounded(name) == "fp8"

@@ -1,30 +1,40 @@
 """Checkpoints in the compressed-tensors format: which of them are read, and how their tensors become weights.
 
 https://github.com/vllm-project/compressed-tensors. Of a quantized matrix ``weight`` a file has, in format
-"pack-quantized", ``weight_packed`` int32 [outputs, ceil(inputs * bits / 32)] and ``weight_shape`` int64 [2], and where
-zero points are not zero ``weight_zero_point`` int32 [ceil(outputs * bits / 32), groups], packed along the outputs; in
-format "int-quantized" ``weight`` int8 [outputs, inputs]. In both ``weight_scale`` [outputs, groups] in the dtype of the
-model, and ``weight_g_idx`` int32 [inputs] where the inputs are grouped in another order.
+
+- "pack-quantized": ``weight_packed`` int32 [outputs, ceil(inputs * bits / 32)] and ``weight_shape`` int64 [2], and where
+  zero points are not zero ``weight_zero_point`` int32 [ceil(outputs * bits / 32), groups], packed along the outputs,
+- "int-quantized": ``weight`` int8 [outputs, inputs],
+- "float-quantized": the same in e4m3,
+
+and in each ``weight_scale`` [outputs, groups] in the dtype of the model, and ``weight_g_idx`` int32 [inputs] where the
+inputs are grouped in another order.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from .checkpoint import Checkpoint, Tensor
 from .errors import BadCheckpoint, UnsupportedModel
-from .integers import dequantize, quantize, rounded_scale, scale_float32, unpack
+from .integers import E4M3, dequantize, quantize, rounded_scale, scale_float32, unpack
 from .ops import FloatArray
 
 __all__ = ["QuantizedWeights", "Stored", "is_quantizable", "quantization_config", "read_config"]
 
 _PROJECTIONS = tuple(f".{name}_proj.weight" for name in ("q", "k", "v", "o", "gate", "up", "down"))
+_FORMATS: dict[str, Literal["int8", "fp8"] | None] = {
+    "pack-quantized": None,
+    "int-quantized": "int8",
+    "float-quantized": "fp8",
+}
+"""Format → what rows are rounded to."""
 _READS = (
-    "The reference engine reads compressed-tensors with integer weights: 'pack-quantized' in 4 or 8 bits by channel or "
-    "group with activations in float (int4-w4a16, int8-w8a16), and 'int-quantized' in 8 bits by channel with 8-bit "
-    "activations by token (int8-w8a8)."
+    "The reference engine reads compressed-tensors: 'pack-quantized' in 4 or 8 bits by channel or "
+    "group with activations in float (int4-w4a16, int8-w8a16), and 'int-quantized' or 'float-quantized' in 8 bits by "
+    "channel with 8-bit activations of the same kind by token (int8-w8a8, fp8-dynamic)."
 )
 
 
@@ -37,19 +47,22 @@ class Stored:
         group_size: inputs that share a scale; None for all of a row.
         packed: whether several share a word.
         symmetric: whether zero points are zero.
-        int8_rows: whether a row is rounded to 8 bits before a product with it.
+        rows: the element type, ``int8`` or ``fp8``, that a row is rounded to before a product with it; that is the
+            type of the weights too. None: activations and weights as `bits` says, in float and integers.
     """
 
     bits: int
     group_size: int | None = None
     packed: bool = True
     symmetric: bool = True
-    int8_rows: bool = False
+    rows: Literal["int8", "fp8"] | None = None
 
     @property
     def scheme(self) -> str:
         """Its name."""
-        return f"int{self.bits}-w{self.bits}a{8 if self.int8_rows else 16}"
+        if self.rows == "fp8":
+            return "fp8-dynamic"
+        return f"int{self.bits}-w{self.bits}a{8 if self.rows else 16}"
 
 
 def is_quantizable(name: str) -> bool:
@@ -79,7 +92,7 @@ def quantization_config(stored: Stored) -> dict[str, Any]:
             "group_0": {
                 "targets": ["Linear"],
                 "weights": weights,
-                "input_activations": rows if stored.int8_rows else None,
+                "input_activations": rows if stored.rows else None,
                 "output_activations": None,
             }
         },
@@ -98,11 +111,10 @@ def read_config(config: Mapping[str, Any]) -> Stored | None:
     if stated is None:
         return None
     found = cast("Mapping[str, Any]", stated)
-    formats = {"pack-quantized": True, "int-quantized": False}
     problems: list[str] = []
     if found.get("quant_method") != "compressed-tensors":
         problems.append(f"quant_method is {found.get('quant_method')!r}")
-    if found.get("format") not in formats:
+    if found.get("format") not in _FORMATS:
         problems.append(f"format is {found.get('format')!r}")
     problems += [f"{name} is set" for name in ("kv_cache_scheme", "transform_config") if found.get(name)]
     groups = cast("Mapping[str, Mapping[str, Any]]", found.get("config_groups") or {})
@@ -110,7 +122,7 @@ def read_config(config: Mapping[str, Any]) -> Stored | None:
     for label, group in groups.items():
         problems += [f"{label} has {problem}" for problem in _group_problems(group, found.get("format"))]
         if not problems:
-            stores.add(_stored(group, packed=formats[str(found["format"])]))
+            stores.add(_stored(group, str(found["format"])))
     if not groups:
         problems.append("there are no config_groups")
     if len(stores) > 1:
@@ -124,33 +136,34 @@ def _group_problems(group: Mapping[str, Any], form: object) -> list[str]:
     """What of a group of layers is not read."""
     weights = cast("Mapping[str, Any]", group.get("weights") or {})
     rows = cast("Mapping[str, Any]", group.get("input_activations") or {})
-    bits = (4, 8) if form == "pack-quantized" else (8,)
-    strategies = ("channel", "group") if form == "pack-quantized" else ("channel",)
+    packed = form == "pack-quantized"
+    kind = "float" if form == "float-quantized" else "int"
+    bits, strategies = ((4, 8), ("channel", "group")) if packed else ((8,), ("channel",))
     problems = [
         f"weights of {name} {weights.get(name)!r}"
-        for name, allowed in (("num_bits", bits), ("type", ("int",)), ("strategy", strategies))
+        for name, allowed in (("num_bits", bits), ("type", (kind,)), ("strategy", strategies))
         if weights.get(name) not in allowed
     ]
-    if form == "int-quantized" and not weights.get("symmetric"):
+    if not packed and not weights.get("symmetric"):
         problems.append(f"weights of symmetric {weights.get('symmetric')!r}")
-    wanted = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
-    if rows and form == "pack-quantized":
+    wanted = {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "token", "dynamic": True}
+    if rows and packed:
         problems.append("input_activations")
-    if form == "int-quantized":
+    if not packed:
         problems += [
             f"input_activations of {name} {rows.get(name)!r}" for name, want in wanted.items() if rows.get(name) != want
         ]
     return problems + (["output_activations"] if group.get("output_activations") else [])
 
 
-def _stored(group: Mapping[str, Any], *, packed: bool) -> Stored:
+def _stored(group: Mapping[str, Any], form: str) -> Stored:
     weights = group["weights"]
     return Stored(
         bits=weights["num_bits"],
         group_size=weights.get("group_size") if weights["strategy"] == "group" else None,
-        packed=packed,
+        packed=form == "pack-quantized",
         symmetric=bool(weights["symmetric"]),
-        int8_rows=not packed,
+        rows=_FORMATS[form],
     )
 
 
@@ -166,9 +179,9 @@ class QuantizedWeights:
         self._checkpoint = checkpoint
         self._stored = stored
 
-    def int8_rows(self, name: str) -> bool:
-        """Tell whether rows are rounded to 8 bits before a product with this matrix."""
-        return self._stored is not None and self._stored.int8_rows and f"{name}_scale" in self._checkpoint
+    def rounded(self, name: str) -> str | None:
+        """Return the element type that rows are rounded to before a product with this matrix; None for none."""
+        return self._stored.rows if self._stored is not None and f"{name}_scale" in self._checkpoint else None
 
     def read(self, name: str, shape: tuple[int, ...]) -> FloatArray:
         """Return a tensor as float32. Raises `BadCheckpoint` if it is missing, damaged or has another shape."""
@@ -197,6 +210,8 @@ class QuantizedWeights:
             )
         groups = inputs // stored.group_size if stored.group_size else 1
         scale = self._checkpoint.read(f"{name}_scale", (outputs, groups))
+        if stored.rows == "fp8":
+            return E4M3[self._stored_as(name, "F8_E4M3", shape).data()] * scale
         if not stored.packed:
             return dequantize(self._stored_as(name, "I8", shape).data(), scale)
         words = -(-inputs * stored.bits // 32)

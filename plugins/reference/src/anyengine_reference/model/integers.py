@@ -1,4 +1,4 @@
-"""Weights as integers with scales: rounding, and the words that several integers share in a file.
+"""Weights as integers (or 8-bit floats) with scales: rounding, and the words that several integers share in a file.
 
 ``weight ≈ q * scale``, symmetric round to nearest: https://arxiv.org/abs/2106.08295, section 2.2. A scale is that of a
 row (an output), or of a group of inputs within a row.
@@ -10,13 +10,25 @@ import numpy as np
 
 from .ops import FloatArray
 
-__all__ = ["dequantize", "pack", "quantize", "rounded_scale", "scale_float32", "unpack"]
+__all__ = ["E4M3", "dequantize", "pack", "quantize", "rounded_scale", "scale_float32", "unpack"]
 
 _STEPS = {4: np.float32(7.5), 8: np.float32(127)}
 """Bits → the scaled magnitude that is stored without a loss of range. With 4 bits 7.5 becomes 7, off by half a step as
 any other; with 8 bits the one value -128 is not worth the asymmetry."""
 _RANGES = {4: (-8, 7), 8: (-127, 127)}
 _WORD_BITS = 32
+
+
+def _e4m3() -> FloatArray:
+    byte = np.arange(256)
+    exponent, mantissa = (byte >> 3) & 15, (byte & 7).astype(np.float32)
+    size = np.where(exponent > 0, np.ldexp(1 + mantissa / 8, exponent - 7), np.ldexp(mantissa / 8, -6))
+    size[(byte & 127) == 127] = np.nan  # noqa: PLR2004 - all bits of exponent and mantissa
+    return np.where(byte > 127, -size, size).astype(np.float32)  # noqa: PLR2004 - the sign
+
+
+E4M3 = _e4m3()
+"""The values of 8-bit floats with 4 bits of exponent, by their bytes: https://arxiv.org/abs/2209.05433, table 1."""
 
 
 def rounded_scale(weight: FloatArray, dtype: str, *, bits: int = 8, group_size: int | None = None) -> Any:

@@ -50,7 +50,7 @@ class Product(Protocol):
 class _Layer:
     """The weights of one decoder layer."""
 
-    def __init__(self, config: ModelConfig, index: int, weights: Weights, int8_rows: Callable[[str], bool]) -> None:
+    def __init__(self, config: ModelConfig, index: int, weights: Weights, rounded: Callable[[str], str | None]) -> None:
         hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
         queries, keys = config.num_heads * dim, config.num_kv_heads * dim
 
@@ -60,13 +60,13 @@ class _Layer:
         def linear(inputs: int, *outputs: tuple[str, int], bias: bool) -> Linear:
             biases = [read(f"{name}.bias", size) for name, size in outputs] if bias else []
             matrices = (read(f"{name}.weight", size, inputs) for name, size in outputs)
-            rounded = {int8_rows(f"model.layers.{index}.{name}.weight") for name, _ in outputs}
-            if len(rounded) > 1:
+            kinds = {rounded(f"model.layers.{index}.{name}.weight") for name, _ in outputs}
+            if len(kinds) > 1:
                 raise UnsupportedModel(
                     f"layer {index}: of {', '.join(name for name, _ in outputs)} some are quantized with their "
                     "activations and some are not; they share one product here."
                 )
-            return Linear(*matrices, biases=biases, int8_rows=rounded.pop())
+            return Linear(*matrices, biases=biases, rounded=kinds.pop())
 
         def norm(name: str, size: int, width: int) -> FloatArray:
             return np.pad(read(f"{name}.weight", size), (0, width - size))
@@ -114,14 +114,15 @@ class Model:
     """
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, *, int8_rows: Callable[[str], bool] = lambda _name: False
+        self, config: ModelConfig, weights: Weights, *, rounded: Callable[[str], str | None] = lambda _name: None
     ) -> None:
         """Read all tensors.
 
         Args:
             config: of the checkpoint.
             weights: its tensors.
-            int8_rows: whether rows are rounded to 8 bits before a product with the matrix of that name.
+            rounded: the element type that rows are rounded to before a product with the matrix of that name; None for
+                none.
 
         Raises:
             BadCheckpoint: a tensor is missing or has another shape.
@@ -133,7 +134,7 @@ class Model:
         self._head = Linear(
             embedding if config.tie_word_embeddings else weights.read("lm_head.weight", embedding.shape)
         )
-        self.layers = [_Layer(config, index, weights, int8_rows) for index in range(config.num_layers)]
+        self.layers = [_Layer(config, index, weights, rounded) for index in range(config.num_layers)]
         self._norm = np.pad(weights.read("model.norm.weight", (hidden,)), (0, padded(hidden) - hidden))
         self._rope = RotaryTable(config.rope, config.head_dim)
 

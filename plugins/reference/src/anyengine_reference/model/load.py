@@ -39,4 +39,4 @@ def load_model(folder: Path, *, quantization: str | None = None) -> Model:
     if stored is None and quantization is None:
         return Model(model_config, checkpoint)
     weights = QuantizedWeights(checkpoint, stored)
-    return Model(model_config, weights, int8_rows=weights.int8_rows)
+    return Model(model_config, weights, rounded=weights.rounded)

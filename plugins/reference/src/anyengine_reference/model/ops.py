@@ -21,7 +21,7 @@ Why one row and 16 outputs. Measured with SmolLM2-135M, NumPy 2.4, OpenBLAS 0.3.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -30,10 +30,12 @@ from .workers import run
 
 __all__ = [
     "LANE",
+    "ROUND",
     "FloatArray",
     "IntArray",
     "Linear",
     "aligned",
+    "fp8_rows",
     "int8_rows",
     "padded",
     "rms_norm",
@@ -82,9 +84,9 @@ class Linear:
     where a size is not a multiple. The sums of the chunks are added in order.
     """
 
-    def __init__(self, *weights: FloatArray, biases: Sequence[FloatArray] = (), int8_rows: bool = False) -> None:
-        """Copy the weights; with `int8_rows` the rows of a product are rounded to 8 bits first."""
-        self._int8_rows = int8_rows
+    def __init__(self, *weights: FloatArray, biases: Sequence[FloatArray] = (), rounded: str | None = None) -> None:
+        """Copy the weights; `rounded` is the element type that rows are rounded to before a product, one of `ROUND`."""
+        self._round = None if rounded is None else ROUND[rounded]
         inputs = weights[0].shape[1]
         width = padded(inputs)
         self._chunks = -(-inputs // _MAX_INPUTS)
@@ -117,8 +119,8 @@ class Linear:
 
     def __call__(self, rows: FloatArray) -> list[FloatArray]:
         """Return ``W x + b`` for each W, [rows, padded outputs]; `rows` is [rows, padded inputs], made by `aligned`."""
-        if self._int8_rows:
-            rows = int8_rows(rows)
+        if self._round is not None:
+            rows = self._round(rows)
         out = aligned(len(rows), sum(self._sizes))
         for start in range(0, len(rows), _ROWS):
             self._product(rows[start : start + _ROWS], out[start : start + _ROWS])
@@ -162,6 +164,28 @@ def int8_rows(rows: FloatArray) -> FloatArray:
     np.rint(out, out=out)
     out *= scale
     return out
+
+
+def fp8_rows(rows: FloatArray) -> FloatArray:
+    """Return the multiples of ``s = max |x| / 448`` of each row that e4m3 has and that are nearest to its entries.
+
+    https://arxiv.org/abs/2209.05433, table 1: 3 bits of mantissa, exponents from -6, 448 the largest; ties to even.
+    """
+    out = aligned(*rows.shape)
+    scale = np.abs(rows).max(-1, keepdims=True) / np.float32(448)
+    np.maximum(scale, np.float32(2.0**-126), out=scale)
+    np.divide(rows, scale, out=out)
+    _, exponents = np.frexp(out)  # of a mantissa from 0.5 up
+    step = np.ldexp(np.float32(1), np.maximum(exponents - 1, -6) - 3)
+    np.divide(out, step, out=out)
+    np.rint(out, out=out)
+    out *= step
+    out *= scale
+    return out
+
+
+ROUND: dict[str, Callable[[FloatArray], FloatArray]] = {"fp8": fp8_rows, "int8": int8_rows}
+"""Element type → what rounds rows to it, with one scale a row."""
 
 
 def rms_norm(rows: FloatArray, weight: FloatArray, size: int, epsilon: float) -> FloatArray:

@@ -22,7 +22,7 @@ __all__ = ["CALIBRATED", "SCHEMES", "QuantizationCancelled", "QuantizedCheckpoin
 _GROUPED = Stored(4, group_size=128)
 SCHEMES = {
     "int8-w8a16": Stored(8),
-    "int8-w8a8": Stored(8, packed=False, int8_rows=True),
+    "int8-w8a8": Stored(8, packed=False, rows="int8"),
     "int4-w4a16": _GROUPED,
 }
 """What `quantize_checkpoint` can write."""
