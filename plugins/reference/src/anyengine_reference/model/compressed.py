@@ -2,7 +2,7 @@
 
 https://github.com/vllm-project/compressed-tensors. Of a quantized matrix ``weight`` a file has, in format
 
-- "pack-quantized": ``weight_packed`` int32 [outputs, ceil(inputs * bits / 32)] and ``weight_shape`` int64 [2], and where
+- "pack-quantized": ``weight_packed`` int32 [outputs, ceil(inputs * bits / 32)], ``weight_shape`` int64 [2], and where
   zero points are not zero ``weight_zero_point`` int32 [ceil(outputs * bits / 32), groups], packed along the outputs,
 - "int-quantized": ``weight`` int8 [outputs, inputs],
 - "float-quantized": the same in e4m3,
