@@ -51,10 +51,13 @@ async def measured(
 
 
 async def rows(
-    engine: str, source: str, checkpoints: list[str], config: dict[str, Any], tokens: int | None
+    engine: str, source: str, checkpoints: list[str], config: dict[str, Any], tokens: int | None, against: str | None
 ) -> list[dict[str, Any]]:
     """A row for each checkpoint that the engine takes; what it refuses is printed."""
-    exact, base, _ = await measured(engine, source, config, tokens)
+    if against is None:
+        exact, base, _ = await measured(engine, source, config, tokens)
+    else:
+        exact, base, _ = await measured(against, source, {}, None)
     found: list[dict[str, Any]] = []
     for checkpoint in checkpoints:
         folder = Path(checkpoint)
@@ -74,6 +77,7 @@ async def rows(
             "made_by": manifest.engine,
             "made_as": manifest.scheme,
             "model": manifest.source.model,
+            "against": against or facts["engine"],
             "method": stored.method,
             "format": stored.format,
             "scheme": ", ".join(stored.schemes),
@@ -98,12 +102,17 @@ def main() -> None:
     parser.add_argument("--engine", action="append", required=True, help="NAME, or NAME@ENVIRONMENT")
     parser.add_argument("--config", default="{}", help="fields of EngineConfig, as JSON")
     parser.add_argument("--speed", type=int, metavar="TOKENS", help="also time answers of so many tokens")
+    parser.add_argument("--against", help="engine whose float scores are the measure, instead of each one's own")
     parser.add_argument("--write", action="store_true", help=f"put the rows into {RESULTS.name}")
     options = parser.parse_args()
+    if options.against is not None and options.speed is not None:
+        parser.error("--speed is relative to the engine's own float model; leave --against out")
     made: list[dict[str, Any]] = []
     for engine in options.engine:
         made += asyncio.run(
-            rows(engine, options.source, options.checkpoints, json.loads(options.config), options.speed)
+            rows(
+                engine, options.source, options.checkpoints, json.loads(options.config), options.speed, options.against
+            )
         )
     if options.write:
         old = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else []

@@ -93,8 +93,8 @@ def matrix() -> str:
         for scheme, method, form in kinds
     ]
     note = (
-        "\n\nNumbers after *from* are compute capabilities. The plugins of transformers, TensorRT-LLM and TGI declare\n"
-        "nothing yet: those engines are left to refuse by themselves."
+        "\n\nNumbers after *from* are compute capabilities. The plugins of LMDeploy, transformers, TensorRT-LLM and\n"
+        "TGI declare nothing yet: those engines are left to refuse by themselves."
     )
     return table(["scheme", "stored as", *COLUMNS], rows) + note
 
@@ -107,6 +107,7 @@ def measured() -> str:
             f"{row['device']}, {row['dtype']}",
             row["model"],
             f"`{row['made_as']}` by {row['made_by']}",
+            row["against"],
             f"{row['drift']['perplexity_ratio']:.4f}",
             f"{row['drift']['mean_kl']:.4f}",
             f"{row['drift']['top1_agreement']:.1%}",
@@ -114,7 +115,17 @@ def measured() -> str:
         ]
         for row in results()
     ]
-    headings = ("engine", "on", "model", "scheme", "perplexity ratio", "mean KL, nats", "same best token", "speed")
+    headings = (
+        "engine",
+        "on",
+        "model",
+        "scheme",
+        "float scores of",
+        "perplexity ratio",
+        "mean KL, nats",
+        "same best token",
+        "speed",
+    )
     return table(headings, rows)
 
 
