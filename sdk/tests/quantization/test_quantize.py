@@ -156,7 +156,7 @@ async def test_a_disk_that_is_too_small_is_refused_before_the_work(copies, tmp_p
 
     usage = namedtuple("usage", "free")  # noqa: PYI024 what shutil gives
     monkeypatch.setattr(make.shutil, "disk_usage", lambda _folder: usage(-1))
-    with pytest.raises(OutOfSpace, match="GiB free") as caught:
+    with pytest.raises(OutOfSpace, match="MB free") as caught:
         await made(copies, tmp_path)
     assert (caught.value.field, copies.jobs, left(tmp_path)) == ("output", [], [])
 

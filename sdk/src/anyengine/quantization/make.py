@@ -181,8 +181,8 @@ def _require_space(source: Path, folder: Path, scheme: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < least:
         raise OutOfSpace(
-            f"output: {folder.parent} has {free / 2**30:.1f} GiB free, and the checkpoint takes at least "
-            f"{least / 2**30:.1f} GiB",
+            f"output: {folder.parent} has {free / 1e6:.0f} MB free, and the checkpoint takes at least "
+            f"{least / 1e6:.0f} MB",
             field="output",
         )
 
