@@ -30,12 +30,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addoption(f"--{name}", nargs="?", const=environment, metavar="ENVIRONMENT", help=text)
         text = f"fields of EngineConfig, as JSON, that the tests of {name} load it with: dtype and execution, say"
         parser.addoption(f"--{name}-config", default="{}", metavar="JSON", help=text)
+    text = "also run the tests of llmcompressor itself, in this environment [vllm-compressor]"
+    parser.addoption("--compressor", nargs="?", const="vllm-compressor", metavar="ENVIRONMENT", help=text)
     parser.addoption("--gpu", action="store_true", help="also run the tests that need a GPU")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without their option these are deselected, and pytest says how many; with it what is missing is a failure."""
-    off = {name for name in ("gpu", "oracle", *REAL) if not config.getoption(f"--{name}")}
+    off = {name for name in ("compressor", "gpu", "oracle", *REAL) if not config.getoption(f"--{name}")}
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in off)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

@@ -14,16 +14,16 @@ PUBLIC = {
 }
 NAMES = {
     "anyengine": """
-        AnyEngineError Capabilities Chunk Completion Embedding Engine EngineClosed EngineConfig EngineDied
+        AnyEngineError Calibration Capabilities Chunk Completion Embedding Engine EngineClosed EngineConfig EngineDied
         EngineStartupError EngineStats EngineUnresponsive EnvironmentFailed Failure Finish FinishReason GenerateRequest
-        InvalidConfig InvalidRequest KVCacheConfig LoRAConfig Misuse ModelNotFound OutOfMemory Overloaded
+        InvalidConfig InvalidRequest KVCacheConfig LoRAConfig Misuse ModelNotFound OutOfMemory OutOfSpace Overloaded
         ParallelConfig PluginError RequestTimeout SamplingParams SchedulingConfig Score SpeculativeConfig Stream
         Structured Timings TokenLogprobs UnknownEngine UnsupportedCapability UnsupportedParameter Usage find_engines
         hookimpl
     """,
     "anyengine.backend": """
-        Backend BackendInfo DeltaCollector EngineDescription EnginePlugin EnvironmentVariant PipStep QuantizeJob
-        TokenDelta TokenFinish TokenRequest
+        Backend BackendInfo CheckpointSupport DeltaCollector EngineDescription EnginePlugin EnvironmentVariant PipStep
+        QuantizeJob QuantizeReport QuantizedFormat TokenDelta TokenFinish TokenRequest
     """,
     "anyengine.sync": "Engine Stream",
 }

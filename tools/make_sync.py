@@ -18,7 +18,7 @@ HEAD = '''"""Generated from ``anyengine/engine.py`` by ``tools/make_sync.py``; d
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from anyengine.engine import Engine as AsyncEngine
 from anyengine.sync.portal import Portal
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from anyengine.errors import AnyEngineError
     from anyengine.hub import ModelFiles
     from anyengine.outputs import Completion, Embedding, Score
+    from anyengine.quantization import Calibration
     from anyengine.request import GenerateRequest, Message, Prompt, RequestOptions
     from anyengine.stats import EngineStats
 

@@ -32,3 +32,19 @@ def test_every_public_name_is_on_a_page(module: ModuleType) -> None:
 
 def test_no_sphinx_markup_is_left() -> None:
     assert [page.name for page, text in PAGES.items() if ":class:" in text or ":meth:" in text or ">`_" in text] == []
+
+
+def test_the_tables_of_quantised_checkpoints_are_up_to_date():
+    tool = runpy.run_path(str(ROOT / "tools" / "make_quantization_docs.py"))
+    text = tool["TARGET"].read_text(encoding="utf-8")
+    assert text == tool["page"](text), "run: python tools/make_quantization_docs.py"
+
+
+def test_what_was_measured_is_declared():
+    """A row of the results that no cell of the matrix shows would be a figure that nobody finds."""
+    tool = runpy.run_path(str(ROOT / "tools" / "make_quantization_docs.py"))
+    for row in tool["results"]():
+        columns = [name for name, (engine, _, _) in tool["COLUMNS"].items() if engine == row["engine"]]
+        forms = (row["format"], None)
+        cells = [tool["cell"](name, row["method"], form, row["scheme"]) for name in columns for form in forms]
+        assert any("**measured**" in cell for cell in cells), row

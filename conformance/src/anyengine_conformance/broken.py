@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from typing import Self
 
     from anyengine import Chunk, Completion, EngineStats, Score
-    from anyengine.backend import BackendInfo, EngineDescription, QuantizeJob, TokenDelta, TokenRequest
+    from anyengine.backend import (
+        BackendInfo,
+        EngineDescription,
+        QuantizeJob,
+        QuantizeReport,
+        TokenDelta,
+        TokenRequest,
+    )
     from anyengine.hub import ModelFiles
 
 __all__ = [
@@ -91,8 +98,8 @@ class BrokenPlugin(EnginePlugin):
     async def load(self, config: EngineConfig, model: ModelFiles) -> Backend:
         return self.backend(await self.inner.load(config, model), config)
 
-    async def quantize(self, job: QuantizeJob) -> None:
-        await self.inner.quantize(job)
+    async def quantize(self, job: QuantizeJob) -> QuantizeReport:
+        return await self.inner.quantize(job)
 
 
 class BrokenStream:

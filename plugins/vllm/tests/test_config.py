@@ -4,6 +4,7 @@ from anyengine.errors import InvalidConfig, UnsupportedParameter
 from anyengine.hub import ModelFiles
 from anyengine_vllm.checks import OWNED, check_native
 from anyengine_vllm.config import adapter_rank, engine_arguments
+from msgspec.structs import replace
 
 VOCABULARY = {"vocab_size": 4096, "max_position_embeddings": 1024}
 
@@ -170,6 +171,19 @@ def test_the_variable_that_would_win_over_a_share_of_memory_is_refused(arguments
     with pytest.raises(InvalidConfig) as caught:
         arguments("cpu", kv_cache={"gpu_memory_fraction": 0.5})
     assert caught.value.field == "kv_cache.gpu_memory_fraction"
+
+
+def test_four_bit_weights_on_a_cpu_are_not_computed_in_float32(model):
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 64}
+    groups = {"group_0": {"weights": weights}}
+    stated = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
+    quantised = replace(model, config={**VOCABULARY, "quantization_config": stated})
+    with pytest.raises(UnsupportedParameter) as caught:
+        engine_arguments(EngineConfig(dtype="float32"), quantised, "cpu")
+    assert (caught.value.field, caught.value.supported) == ("dtype", ["auto", "bfloat16"])
+    for device, dtype in (("cpu", "bfloat16"), ("cuda", "float32")):
+        assert engine_arguments(EngineConfig(dtype=dtype), quantised, device).values["dtype"] == dtype
+    assert engine_arguments(EngineConfig(dtype="float32"), model, "cpu").values["dtype"] == "float32"
 
 
 def test_speculation_by_ngrams(arguments, contracts):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Misuse,
         ModelNotFound,
         OutOfMemory,
+        OutOfSpace,
         Overloaded,
         PluginError,
         RequestTimeout,
@@ -57,12 +58,14 @@ if TYPE_CHECKING:
         Usage,
     )
     from anyengine.plugins import find_engines
+    from anyengine.quantization import Calibration
     from anyengine.request import GenerateRequest, SamplingParams, Structured
     from anyengine.stats import EngineStats
     from anyengine.stream import Stream
 
 __all__ = [
     "AnyEngineError",
+    "Calibration",
     "Capabilities",
     "Chunk",
     "Completion",
@@ -86,6 +89,7 @@ __all__ = [
     "Misuse",
     "ModelNotFound",
     "OutOfMemory",
+    "OutOfSpace",
     "Overloaded",
     "ParallelConfig",
     "PluginError",
@@ -132,6 +136,7 @@ _MODULES = {
         "Misuse",
         "ModelNotFound",
         "OutOfMemory",
+        "OutOfSpace",
         "Overloaded",
         "PluginError",
         "RequestTimeout",
@@ -152,6 +157,7 @@ _MODULES = {
         "Usage",
     ),
     "plugins": ("find_engines",),
+    "quantization": ("Calibration",),
     "request": ("GenerateRequest", "SamplingParams", "Structured"),
     "stats": ("EngineStats",),
     "stream": ("Stream",),

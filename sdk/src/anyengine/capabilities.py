@@ -55,7 +55,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
         dtypes: values of ``dtype`` beside ``auto``.
         devices: values of ``device`` beside ``auto``.
         quantization: schemes that can be applied while loading.
-        quantize: schemes that ``quantize`` can write.
+        quantize: schemes that ``quantize`` can write here: its toolchain is installed.
+        calibrated: those of them that are fitted to calibration text; the others take none.
         speculative: methods of :class:`~anyengine.SpeculativeConfig`.
         determinism: the promises that can be kept, beside ``none``.
         sleep: weights can leave the device and come back.
@@ -84,6 +85,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     devices: frozenset[str] = frozenset()
     quantization: frozenset[str] = frozenset()
     quantize: frozenset[str] = frozenset()
+    calibrated: frozenset[str] = frozenset()
     speculative: frozenset[str] = frozenset()
     determinism: frozenset[str] = frozenset()
     sleep: bool = False

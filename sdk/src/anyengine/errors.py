@@ -13,6 +13,7 @@
      └── Failure                     the engine or its surroundings failed
           ├── ModelNotFound          no checkpoint at that path or hub id, or an unusable one
           ├── OutOfMemory            device or host memory did not suffice
+          ├── OutOfSpace             a disk did not suffice
           ├── EnvironmentFailed      an environment cannot be made, or does not work
           ├── EngineStartupError     the engine did not come up
           ├── EngineDied             the engine is gone; every open request fails with this
@@ -47,6 +48,7 @@ __all__ = [
     "Misuse",
     "ModelNotFound",
     "OutOfMemory",
+    "OutOfSpace",
     "Overloaded",
     "PluginError",
     "RequestTimeout",
@@ -164,6 +166,10 @@ class ModelNotFound(Failure):
 
 class OutOfMemory(Failure):
     """Device or host memory did not suffice; the message says which share was asked for and what is free."""
+
+
+class OutOfSpace(Failure):
+    """A disk did not suffice; the message says which, and what is free. Nothing half-written is left."""
 
 
 class EnvironmentFailed(Failure):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Sequence
     from pathlib import Path
 
-    from anyengine.backend import Backend, EngineDescription, QuantizeJob, TokenDelta, TokenRequest
+    from anyengine.backend import Backend, EngineDescription, QuantizeJob, QuantizeReport, TokenDelta, TokenRequest
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
     from anyengine.outputs import Chunk, Completion, Embedding, Score
@@ -68,11 +68,15 @@ class EngineHooks:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def quantize(self, job: QuantizeJob) -> Awaitable[None]:
+    def quantize(self, job: QuantizeJob) -> Awaitable[QuantizeReport]:
         """Make a quantised checkpoint out of another. Offline: no engine is loaded.
 
-        :param job: source, scheme and output; the output folder appears only when it is whole.
-        :raises UnsupportedCapability: the engine has no such scheme.
+        The SDK has looked the source over, and drawn the calibration sequences. Afterwards it measures the drift,
+        writes the manifest, and moves the folder to where the caller wants it.
+
+        :param job: source, scheme, calibration, and the empty folder to write into.
+        :raises UnsupportedCapability: the engine cannot quantise.
+        :raises UnsupportedParameter: not this model.
         """
         raise NotImplementedError
 

@@ -1,5 +1,7 @@
 """``anyengine engines``."""
 
+import json
+
 from anyengine import Capabilities
 
 
@@ -42,7 +44,7 @@ def test_an_engine_that_is_not_available_says_why(anyengine, monkeypatch):
 def test_one_engine_is_shown_with_every_capability(anyengine):
     shown = anyengine.json("engines", "reference")["capabilities"]
     assert list(shown) == list(Capabilities.__struct_fields__)
-    assert shown["quantize"] == ["int8-w8a16"]
+    assert shown["quantize"] == ["int4-w4a16", "int8-w8a16", "int8-w8a8"]
     lines = anyengine("engines", "reference").stdout.splitlines()
     assert {line.split()[0] for line in lines} >= set(Capabilities.__struct_fields__)
     assert any(line.startswith("conflicts") and "request.structured with request.ignore_eos" in line for line in lines)
@@ -51,3 +53,44 @@ def test_one_engine_is_shown_with_every_capability(anyengine):
 def test_a_broken_engine_fails_with_its_reason(anyengine):
     done = anyengine("engines", "broken")
     assert (done.exit_code, "has no attribute 'no'" in done.stderr) == (1, True)
+
+
+def for_model(anyengine, *arguments):
+    document = anyengine.json("engines", *arguments)
+    return document, {engine["name"]: engine for engine in document["engines"]}
+
+
+def test_every_engine_says_whether_it_runs_a_model(anyengine, tmp_path):
+    folder = tmp_path / "made"
+    anyengine("quantize", "--model", "storyteller-draft", "--scheme", "int8-w8a8", "--output", str(folder))
+    document, engines = for_model(anyengine, "--model", str(folder))
+    assert (document["architecture"], document["quantization"]["schemes"]) == ("llama", ["int8-w8a8"])
+    assert (engines["reference"]["runs"], engines["reference"]["reason"]) == ("yes", None)
+    assert engines["scripted"]["runs"] == "not declared"
+    assert (engines["broken"]["runs"], "has no attribute" in engines["broken"]["reason"]) == ("not here", True)
+
+
+def test_an_engine_that_cannot_run_a_model_says_why(anyengine, tmp_path):
+    folder = tmp_path / "made"
+    anyengine("quantize", "--model", "storyteller-draft", "--scheme", "int8-w8a16", "--output", str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    _, engines = for_model(anyengine, "reference", "--model", str(folder))
+    assert list(engines) == ["reference"]
+    assert (engines["reference"]["runs"], engines["reference"]["reason"]) == (
+        "no",
+        "it is quantised (awq, int4-awq, groups of 128, zero points), and the engine reads compressed-tensors",
+    )
+    lines = anyengine("engines", "reference", "--model", str(folder)).stdout.splitlines()
+    assert any(line.startswith("reference  no") and "the engine reads compressed-tensors" in line for line in lines)
+
+
+def test_a_model_in_float_runs_by_its_architecture(anyengine):
+    document, engines = for_model(anyengine, "--model", "storyteller")
+    assert (document["quantization"], engines["reference"]["runs"]) == (None, "yes")
+
+
+def test_a_model_that_is_not_there_is_refused(anyengine):
+    done = anyengine("engines", "--model", "./nowhere")
+    assert (done.exit_code, "there is no folder ./nowhere" in done.stderr) == (1, True)

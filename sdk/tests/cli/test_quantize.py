@@ -1,16 +1,24 @@
 """``anyengine quantize``."""
 
 import json
+import signal
+import subprocess
+import time
+
+import pytest
 
 
 def test_a_quantised_model_is_written_and_can_be_loaded(anyengine, tmp_path):
     folder = tmp_path / "smaller"
     arguments = ["--model", "storyteller", "--scheme", "int8-w8a16", "--output", str(folder)]
-    assert anyengine.json("quantize", *arguments) == {
+    document = anyengine.json("quantize", *arguments, "--oracle", "none")
+    assert document == {
         "engine": "reference",
         "model": "storyteller",
         "scheme": "int8-w8a16",
         "output": str(folder),
+        "drift": None,
+        "drift_unmeasured": "it was not asked for",
     }
     done = anyengine("generate", "Once", "--model", str(folder), "--max-tokens", "4", "--json")
     assert (done.exit_code, len(json.loads(done.stdout)["token_ids"])) == (0, 4)
@@ -26,3 +34,59 @@ def test_the_folder_is_what_is_printed(anyengine, tmp_path):
 def test_an_unknown_scheme_is_refused_with_those_that_exist(anyengine, tmp_path):
     done = anyengine("quantize", "--model", "storyteller", "--scheme", "int3", "--output", str(tmp_path / "x"))
     assert (done.exit_code, "int8-w8a16" in done.stderr, (tmp_path / "x").exists()) == (2, True, False)
+
+
+def test_the_drift_is_part_of_the_document(anyengine, tmp_path):
+    arguments = ["--model", "storyteller-draft", "--scheme", "int8-w8a16", "--output", str(tmp_path / "made")]
+    document = anyengine.json("quantize", *arguments)
+    assert document["drift"]["oracle"].startswith("reference ")
+    assert document["drift"]["perplexity_ratio"] < 1.02
+    assert document["drift_unmeasured"] is None
+
+
+def test_calibration_is_told_by_options(anyengine, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a small dog. " * 40)
+    options = ["--calibration", str(text), "--sequence-length", "32", "--count", "3", "--seed", "9", "--oracle", "none"]
+    made = tmp_path / "made"
+    base = ["--model", "storyteller-draft", "--scheme", "int8-w8a8", "--output", str(made)]
+    assert anyengine.json("quantize", *base, *options)["drift_unmeasured"] == "it was not asked for"
+    drawn = json.loads((made / "anyengine.json").read_text())["calibration"]
+    assert {name: drawn[name] for name in ("source", "sequence_length", "count", "seed")} == {
+        "source": "text.txt",
+        "sequence_length": 32,
+        "count": 3,
+        "seed": 9,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (["--scheme", "int8-w8a16", "--seed", "1"], "calibration"),
+        (["--scheme", "int8-w8a8", "--sequence-length", "4"], "sequence_length"),
+        (["--scheme", "int8-w8a8", "--sequence-length", "900", "--count", "99"], "calibration.count"),
+        (["--scheme", "int8-w8a8", "--calibration", "/nowhere.txt"], "calibration.file"),
+    ],
+)
+def test_calibration_that_does_not_do_is_refused_by_name(options, field, anyengine, tmp_path):
+    done = anyengine("quantize", "--model", "storyteller-draft", "--output", str(tmp_path / "x"), *options, "--json")
+    assert (done.exit_code, json.loads(done.stdout)["error"]["field"]) == (2, field)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_run_leaves_nothing(anyengine, tmp_path):
+    """Ctrl-C while it works: exit status 130, no output, and no hidden folder."""
+    command, variables = anyengine.program
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a small dog. " * 4000)
+    folder = tmp_path / "where"
+    folder.mkdir()
+    arguments = ["quantize", "--model", "storyteller", "--scheme", "int8-w8a8", "--calibration", str(text)]
+    process = subprocess.Popen([*command, *arguments, "--output", str(folder / "made")], env=variables)
+    while not list(folder.glob(".made-*/tokenizer.json")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert list(folder.iterdir()) == []

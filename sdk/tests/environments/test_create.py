@@ -8,8 +8,15 @@ import sys
 import threading
 
 import pytest
-from anyengine.environments import environments, remove_environment, store
-from anyengine.environments.create import create_environment
+from anyengine.environments import (
+    DescribedEngine,
+    Environment,
+    EnvironmentDescription,
+    environments,
+    remove_environment,
+    store,
+)
+from anyengine.environments.create import _require, create_environment
 from anyengine.environments.steps import Steps
 from anyengine.errors import EnvironmentFailed, InvalidConfig
 
@@ -214,3 +221,20 @@ def test_a_folder_that_cannot_be_written(create, tmp_path, monkeypatch):
     monkeypatch.setenv("ANYENGINE_HOME", str(tmp_path / "file"))
     with pytest.raises(EnvironmentFailed, match=r"folder of the environments.*ANYENGINE_HOME can name another"):
         create()
+
+
+@pytest.mark.parametrize("schemes", [[], ["int8-w8a8"]])
+def test_an_environment_where_an_engine_only_quantises_is_good_for_that(schemes):
+    engine = DescribedEngine(name="simulated", unavailable="not here", capabilities={"quantize": schemes})
+    environment = Environment(
+        name="tools",
+        python="/nowhere",
+        created=True,
+        described=EnvironmentDescription(protocol=(1, 1), engines=(engine,)),
+        fingerprint="",
+    )
+    if schemes:
+        _require(environment, "simulated")
+    else:
+        with pytest.raises(EnvironmentFailed, match="cannot run in it: not here"):
+            _require(environment, "simulated")

@@ -4,15 +4,17 @@
 import asyncio
 import gc
 import itertools
+import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from anyengine.backend import EnvironmentVariant
+from anyengine.backend import EnvironmentVariant, QuantizeReport
 from anyengine.errors import EngineDied
 from anyengine.stats import EngineStats
 from anyengine.testing import ScriptedPlugin, all_capabilities, make_model_folder
@@ -197,3 +199,47 @@ reports = Reports(
     name="reports",
     capabilities=replace(capabilities, config=capabilities.config | {"devices"}),
 )
+
+
+class Quantises(Simulated):
+    """Copies the source, after what ``work`` does in a thread."""
+
+    work = None
+
+    def describe(self):
+        described = super().describe()
+        return replace(described, capabilities=replace(described.capabilities, quantize=frozenset({"int8-w8a16"})))
+
+    async def quantize(self, job):
+        return await asyncio.to_thread(self.copy, job)
+
+    def copy(self, job):
+        shutil.copytree(job.model.path, job.output, dirs_exist_ok=True)
+        job.progress(1, 2)
+        type(self).work(job)
+        config = json.loads((job.output / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "simulated"}
+        (job.output / "config.json").write_text(json.dumps(config))
+        job.progress(2, 2)
+        return QuantizeReport(recipe={"pid": os.getpid()})
+
+
+def quantiser(name, work):
+    kind = type("Quantiser", (Quantises,), {"work": staticmethod(work)})
+    return kind(lambda _: HELLO, str(MODEL), name=name)
+
+
+def stall(job):
+    """A toolchain that never asks whether it was cancelled."""
+    (job.output / "begun").write_text(str(os.getpid()))
+    time.sleep(1000)
+
+
+def die(_job):
+    print("no kernel image is available", flush=True)
+    os._exit(3)
+
+
+copies = quantiser("copies", lambda _job: None)
+stalls = quantiser("stalls", stall)
+dies_in_quantize = quantiser("dies-in-quantize", die)

@@ -133,7 +133,7 @@ def started(python):
 def wire(python):
     """The requests channel of a worker that has loaded the engine ``slow``."""
     with started(python) as (requests, _):
-        assert requests.receive()["protocol"] == [1, 0]
+        assert requests.receive()["protocol"] == [1, 1]
         requests.send({"type": "hello", "protocol": [1, 0], "sdk": "raw bytes"})
         loaded = requests.answer(1, "load", engine="slow", config={"max_model_len": 64})
         assert loaded["value"]["info"]["max_model_len"] == 64
@@ -145,7 +145,7 @@ def test_the_worker_greets_first_and_beats(python):
     with started(python) as (requests, control):
         hello = requests.receive()
         assert set(hello) == {"type", "protocol", "sdk", "python", "pid"}
-        assert (hello["type"], hello["protocol"]) == ("hello", [1, 0])
+        assert (hello["type"], hello["protocol"]) == ("hello", [1, 1])
         for _ in range(2):
             beat = control.receive()
             assert (beat["type"], beat.get("unanswered", 0.0), beat.get("stopped", [])) == ("heartbeat", 0.0, [])

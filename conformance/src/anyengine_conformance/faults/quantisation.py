@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import anyio.to_thread
+from anyengine.backend import QuantizeReport
 from msgspec.structs import replace
 
 from anyengine_conformance.broken import BrokenBackend, BrokenPlugin, fault
@@ -84,12 +86,16 @@ class Copies(BrokenPlugin):
         described = self.inner.describe()
         return replace(described, capabilities=replace(described.capabilities, quantize=frozenset({_MADE})))
 
-    async def quantize(self, job: QuantizeJob) -> None:
+    async def quantize(self, job: QuantizeJob) -> QuantizeReport:
         await anyio.to_thread.run_sync(self.copy, job.model.path, job.output)
+        return QuantizeReport()
 
     def copy(self, source: Path, output: Path) -> None:
-        """Make the output."""
+        """Make the output: it says that it is quantised, and is not."""
         shutil.copytree(source, output, dirs_exist_ok=True)
+        config = json.loads((output / "config.json").read_bytes())
+        stated = {**config, "quantization_config": {"quant_method": "simulated"}}
+        (output / "config.json").write_text(json.dumps(stated), "utf-8")
 
 
 @fault("quantisation.source-stays-untouched", "the source's files are opened for writing")
@@ -99,22 +105,40 @@ class TouchesSource(Copies):
         os.utime(source / "config.json")
 
 
-@fault("quantisation.output-is-complete", "the output says nothing of its scheme")
-class SaysNothing(Copies):
+@fault("quantisation.output-is-complete", "the output's weights are the source's")
+class CopiesOnly(Copies):
     pass
 
 
-@fault("quantisation.made-checkpoint-drifts-little", "scales are cut to powers of two", base="reference")
 class CoarseScales(BrokenPlugin):
-    async def quantize(self, job: QuantizeJob) -> None:
+    """Makes checkpoints with a wrong scale in one layer."""
+
+    async def quantize(self, job: QuantizeJob) -> QuantizeReport:
         from anyengine_conformance.families.quantisation import plant  # noqa: PLC0415 as the check does it
 
-        await self.inner.quantize(job)
+        report = await self.inner.quantize(job)
         await anyio.to_thread.run_sync(plant, job.output)
+        return report
 
 
-@fault("quantisation.wrong-scale-is-caught", "a quantised checkpoint is known by its name only", base="reference")
+@fault("quantisation.made-checkpoint-drifts-little", "int8 scales of one layer are doubled", base="reference")
+class CoarseInt8(CoarseScales):
+    pass
+
+
+@fault("quantisation.made-int8-w8a8-drifts-little", "scales of one layer are doubled", base="reference")
+class CoarseInt8Rows(CoarseScales):
+    pass
+
+
+@fault("quantisation.made-int4-w4a16-drifts-little", "scales of the groups of one layer are doubled", base="reference")
+class CoarseInt4(CoarseScales):
+    pass
+
+
 class IgnoresWeights(BrokenPlugin):
+    """Loads its own model whatever made checkpoint it is given."""
+
     async def load(self, config: EngineConfig, model: ModelFiles) -> Backend:
         if model.path.name != "made":
             return await super().load(config, model)
@@ -124,3 +148,18 @@ class IgnoresWeights(BrokenPlugin):
         name: Any = described.default_model
         healthy = await anyio.to_thread.run_sync(lambda: resolve_model(name, builtin=described.models))
         return self.backend(await self.inner.load(config, healthy), config)
+
+
+@fault("quantisation.wrong-scale-is-caught", "a quantised checkpoint is known by its name only", base="reference")
+class IgnoresInt8(IgnoresWeights):
+    pass
+
+
+@fault("quantisation.int8-w8a8-wrong-scale-is-caught", "a checkpoint is known by its name only", base="reference")
+class IgnoresInt8Rows(IgnoresWeights):
+    pass
+
+
+@fault("quantisation.int4-w4a16-wrong-scale-is-caught", "a checkpoint is known by its name only", base="reference")
+class IgnoresInt4(IgnoresWeights):
+    pass

@@ -5,9 +5,16 @@ from __future__ import annotations
 import asyncio
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from anyengine.backend import EngineDescription, EnginePlugin, EnvironmentVariant
+from anyengine.backend import (
+    CheckpointSupport,
+    EngineDescription,
+    EnginePlugin,
+    EnvironmentVariant,
+    QuantizedFormat,
+    QuantizeReport,
+)
 from anyengine.capabilities import Capabilities, Conflict
 from anyengine.errors import EngineStartupError, InvalidConfig, ModelNotFound, OutOfMemory, UnsupportedParameter
 from anyengine.request import SamplingParams
@@ -47,7 +54,8 @@ CAPABILITIES = Capabilities(
     dtypes=frozenset({"float32"}),
     devices=frozenset({"cpu"}),
     quantization=frozenset({"int8"}),
-    quantize=frozenset({"int8-w8a16"}),
+    quantize=frozenset({"int4-w4a16", "int8-w8a16", "int8-w8a8"}),
+    calibrated=frozenset({"int8-w8a8"}),
     speculative=frozenset({"draft_model", "ngram"}),
     determinism=frozenset({"batch-invariant", "run"}),
     unseeded="fixed",
@@ -69,6 +77,19 @@ ENVIRONMENTS = {
 }
 
 
+CHECKPOINTS = CheckpointSupport(
+    architectures=("llama", "mistral", "qwen2", "qwen3"),
+    formats=(
+        *(
+            QuantizedFormat(method="compressed-tensors", format="pack-quantized", scheme=scheme, asymmetric=True)
+            for scheme in ("int8-w8a16", "int4-w4a16")
+        ),
+        QuantizedFormat(method="compressed-tensors", format="int-quantized", scheme="int8-w8a8", group_sizes=(0,)),
+        QuantizedFormat(method="compressed-tensors", format="float-quantized", scheme="fp8-dynamic", group_sizes=(0,)),
+    ),
+)
+
+
 class ReferencePlugin(EnginePlugin):
     """NumPy, float32, exact; for Llama, Mistral, Qwen2 and Qwen3 checkpoints."""
 
@@ -84,6 +105,7 @@ class ReferencePlugin(EnginePlugin):
             models=models,
             default_model="storyteller",
             environments=ENVIRONMENTS,
+            checkpoints=CHECKPOINTS,
         )
 
     async def load(self, config: EngineConfig, model: ModelFiles) -> Backend:
@@ -96,8 +118,8 @@ class ReferencePlugin(EnginePlugin):
         except MemoryError as error:
             raise OutOfMemory(f"there is not enough memory for {model.name}: {error}", engine=NAME) from error
 
-    async def quantize(self, job: QuantizeJob) -> None:
-        await asyncio.to_thread(_quantize, job)
+    async def quantize(self, job: QuantizeJob) -> QuantizeReport:
+        return await asyncio.to_thread(_quantize, job)
 
 
 def _check(config: EngineConfig, model: ModelFiles) -> None:
@@ -137,16 +159,28 @@ def _prepare(config: EngineConfig, model: ModelFiles) -> tuple[BackendInfo, Core
         raise EngineStartupError(f"{model.path} cannot be read: {error}", engine=NAME) from error
 
 
-def _quantize(job: QuantizeJob) -> None:
+def _quantize(job: QuantizeJob) -> QuantizeReport:
     from anyengine_reference.model import BadCheckpoint, UnsupportedModel  # noqa: PLC0415
+    from anyengine_reference.model.compressed import quantization_config  # noqa: PLC0415
     from anyengine_reference.quantize import quantize_checkpoint  # noqa: PLC0415 brings NumPy
 
     try:
-        quantize_checkpoint(job.model.path, job.output, job.scheme, progress=job.progress, cancelled=job.cancelled)
+        made = quantize_checkpoint(
+            job.model.path,
+            job.output,
+            job.scheme,
+            calibration=job.calibration or (),
+            progress=job.progress,
+            cancelled=job.cancelled,
+        )
     except UnsupportedModel as error:
         raise UnsupportedParameter(f"model: {error}", engine=NAME, field="model") from error
     except BadCheckpoint as error:
         raise ModelNotFound(f"{job.model.path} cannot be quantized: {error}", engine=NAME, field="model") from error
+    recipe: dict[str, Any] = {"method": "round-to-nearest", "quantization_config": quantization_config(made.stored)}
+    if made.smoothing is not None:
+        recipe["smoothquant"] = {"strength": made.smoothing}
+    return QuantizeReport(recipe=recipe, tools={"numpy": version("numpy")})
 
 
 plugin = ReferencePlugin()

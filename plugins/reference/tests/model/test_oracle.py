@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from anyengine_reference.model import KVCache, Segment, load_model
+from anyengine_reference.model import KVCache, Segment, integers, load_model, ops
 from anyengine_reference.model.checkpoint import Checkpoint
-from anyengine_reference.model.int8 import Int8Weights
+from anyengine_reference.model.compressed import QuantizedWeights, read_config
 from anyengine_reference.quantize import quantize_checkpoint
 
 pytestmark = pytest.mark.oracle
@@ -129,31 +129,60 @@ def test_smollm2_writes_the_tokens_of_transformers(smollm2: Path) -> None:
 
 
 @FOREIGN
+@pytest.mark.parametrize("scheme", ["int8-w8a16", "int8-w8a8", "int4-w4a16"])
 def test_the_compressed_tensors_package_reads_the_same_weights(
-    random_checkpoint: Callable[..., Path], tmp_path: Path
+    scheme: str, random_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     import torch
     from compressed_tensors import quantization
-    from compressed_tensors.compressors.pack_quantized import base
+    from compressed_tensors.compressors import naive_quantized, pack_quantized
     from safetensors.torch import load_file
 
-    quantize_checkpoint(random_checkpoint("llama", dtype="F32", intermediate_size=50), tmp_path / "out", "int8-w8a16")
-    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
-    parsed = quantization.QuantizationConfig.model_validate(config)
-    scheme = parsed.config_groups["group_0"]
+    source = random_checkpoint("llama", dtype="F32", hidden_size=64, num_attention_heads=2, intermediate_size=96)
+    quantize_checkpoint(source, tmp_path / "out", scheme)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    parsed = quantization.QuantizationConfig.model_validate(config["quantization_config"])
     tensors = load_file(tmp_path / "out" / "model.safetensors")
-    weights = Int8Weights(Checkpoint(tmp_path / "out"), packed=True)
-    for name, shape in {"self_attn.q_proj": (36, 36), "mlp.down_proj": (36, 50)}.items():
+    weights = QuantizedWeights(Checkpoint(tmp_path / "out"), read_config(config))
+    theirs = {
+        "pack-quantized": pack_quantized.PackedQuantizationCompressor,
+        "int-quantized": naive_quantized.IntQuantizationCompressor,
+    }[str(parsed.format)]
+    for name, shape in {"self_attn.q_proj": (64, 64), "mlp.down_proj": (64, 96)}.items():
         prefix = f"model.layers.1.{name}."
         local = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        theirs = base.PackedQuantizationCompressor.decompress(local, scheme)["weight"]
-        assert theirs.dtype == torch.float32
-        assert theirs.tolist() == weights.read(f"{prefix}weight", shape).tolist()
+        decompressed = theirs.decompress(local, parsed.config_groups["group_0"])["weight"]
+        assert decompressed.dtype == torch.float32
+        assert decompressed.tolist() == weights.read(f"{prefix}weight", shape).tolist()
 
 
 @FOREIGN
+@pytest.mark.parametrize("scheme", ["int8-w8a16", "int4-w4a16"])
 def test_transformers_computes_the_same_from_the_quantized_checkpoint(
-    random_checkpoint: Callable[..., Path], tmp_path: Path
+    scheme: str, random_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    quantize_checkpoint(random_checkpoint("qwen3", dtype="F32", seed=2), tmp_path / "out", "int8-w8a16")
-    assert_same(tmp_path / "out", list(range(40)), 8, 5e-5)
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
+    source = random_checkpoint("qwen3", dtype="F32", seed=2, head_dim=16, **sizes)
+    quantize_checkpoint(source, tmp_path / "out", scheme)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected = theirs(torch.tensor([list(range(40))]), use_cache=False).logits[0].numpy()
+    ours = load_model(tmp_path / "out")
+    found = ours.logits(ours.forward([Segment(range(40), 0, range(3))], KVCache(ours.config, 3))[0])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-5)
+
+
+def test_8_bit_floats_are_those_of_torch() -> None:
+    import torch
+
+    kind = torch.float8_e4m3fn
+    theirs = torch.arange(256, dtype=torch.uint8).view(kind).to(torch.float32).numpy()
+    np.testing.assert_array_equal(integers.E4M3, theirs)
+    rows = ops.aligned(64, 256)
+    rows[...] = np.random.default_rng(0).standard_normal((64, 256)) ** 3
+    scale = np.abs(rows).max(1, keepdims=True) / np.float32(448)
+    expected = torch.from_numpy(rows / scale).to(kind).to(torch.float32).numpy() * scale
+    np.testing.assert_array_equal(ops.fp8_rows(rows), expected)

@@ -8,7 +8,7 @@ from anyengine.capabilities import Capabilities, Conflict
 from anyengine.request import SamplingParams
 from msgspec.structs import replace
 
-from anyengine_vllm import versions
+from anyengine_vllm import quantize, versions
 
 if TYPE_CHECKING:
     from anyengine.config import EngineConfig
@@ -118,6 +118,8 @@ def declared() -> Capabilities:
         dtypes=frozenset({"bfloat16", "float16", "float32"}),
         devices=frozenset({"cpu"}) if cpu else frozenset({"cpu", "cuda"}),
         quantization=frozenset() if cpu else versions.quantization(versions.installed()),
+        quantize=quantize.SCHEMES if quantize.installed() else frozenset(),
+        calibrated=quantize.CALIBRATED if quantize.installed() else frozenset(),
         speculative=frozenset({"draft_model", "eagle", "eagle3", "mtp", "ngram"}),
         determinism=frozenset() if cpu else frozenset({"batch-invariant", "run"}),
         sleep=not cpu,

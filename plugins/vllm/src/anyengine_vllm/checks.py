@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from anyengine.errors import InvalidConfig, UnsupportedParameter
+from anyengine.quantization import read_stored
 
 from anyengine_vllm import versions
 
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from anyengine.config import EngineConfig
+    from anyengine.hub import ModelFiles
 
-__all__ = ["OWNED", "check_device", "check_embed", "check_native", "unsupported"]
+__all__ = ["OWNED", "check_device", "check_embed", "check_native", "check_stored", "unsupported"]
 
 #: Arguments of vLLM that are decided by a field of ours, or by this package: the field that a clash is with.
 OWNED: Mapping[str, str] = {
@@ -137,6 +139,20 @@ def _check_cpu(config: EngineConfig) -> None:
             "would win; unset it, or leave the field out",
             field="kv_cache.gpu_memory_fraction",
         )
+
+
+def check_stored(config: EngineConfig, model: ModelFiles, device: str) -> None:
+    """Refuse a data type that the kernel of the checkpoint's scheme does not compute in.
+
+    The 4-bit kernel for CPUs (``cpu_gemm_wna16`` of 0.32) takes bfloat16; with float32 the engine's core dies in the
+    first step.
+
+    Raises:
+        UnsupportedParameter: names the field.
+    """
+    stored = read_stored(model.path, model.config)
+    if device == "cpu" and config.dtype == "float32" and stored is not None and "int4-w4a16" in stored.schemes:
+        raise unsupported("dtype", "vLLM's 4-bit kernel on a CPU does not compute in float32", {"auto", "bfloat16"})
 
 
 def check_embed(config: EngineConfig) -> None:

@@ -12,7 +12,7 @@ from anyengine.errors import InvalidConfig, ModelNotFound
 
 from anyengine_vllm import versions
 from anyengine_vllm.capabilities import MAX_LOGPROBS
-from anyengine_vllm.checks import check_device, check_embed, unsupported
+from anyengine_vllm.checks import check_device, check_embed, check_stored, unsupported
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,6 +62,7 @@ def engine_arguments(config: EngineConfig, model: ModelFiles, device: str) -> Ar
         InvalidConfig: fields that contradict one another.
     """
     check_device(config, device)
+    check_stored(config, model, device)
     values: dict[str, Any] = {
         "model": str(model.path),
         "tokenizer": str(model.tokenizer_path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,11 @@ from anyengine.backend import EngineDescription, EnginePlugin
 
 from anyengine_vllm import versions
 from anyengine_vllm.capabilities import declared
+from anyengine_vllm.checkpoints import checkpoints
 from anyengine_vllm.environments import variants
 
 if TYPE_CHECKING:
-    from anyengine.backend import Backend
+    from anyengine.backend import Backend, QuantizeJob, QuantizeReport
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
 
@@ -37,6 +39,7 @@ class VllmPlugin(EnginePlugin):
             attaches=True,
             capabilities=declared(),
             environments=variants(),
+            checkpoints=checkpoints(),
         )
 
     async def load(self, config: EngineConfig, model: ModelFiles) -> Backend:
@@ -47,6 +50,11 @@ class VllmPlugin(EnginePlugin):
         from anyengine_vllm.backend import load_backend  # noqa: PLC0415 its modules import vLLM
 
         return await load_backend(config, model)
+
+    async def quantize(self, job: QuantizeJob) -> QuantizeReport:
+        from anyengine_vllm.quantize import quantize  # noqa: PLC0415 brings torch
+
+        return await asyncio.to_thread(quantize, job)
 
 
 plugin = VllmPlugin()

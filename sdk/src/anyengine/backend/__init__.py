@@ -11,20 +11,23 @@ from anyengine.backend.base import (
     EnginePlugin,
     EnvironmentVariant,
     PipStep,
-    QuantizeJob,
 )
+from anyengine.backend.checkpoints import CheckpointSupport, QuantizedFormat, QuantizeJob, QuantizeReport
 from anyengine.backend.collector import DeltaCollector
 from anyengine.backend.types import TokenDelta, TokenFinish, TokenRequest
 
 __all__ = [
     "Backend",
     "BackendInfo",
+    "CheckpointSupport",
     "DeltaCollector",
     "EngineDescription",
     "EnginePlugin",
     "EnvironmentVariant",
     "PipStep",
     "QuantizeJob",
+    "QuantizeReport",
+    "QuantizedFormat",
     "TokenDelta",
     "TokenFinish",
     "TokenRequest",

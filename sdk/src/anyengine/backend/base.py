@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
 
+from anyengine.backend.checkpoints import CheckpointSupport
 from anyengine.backend.types import TokenDelta
 from anyengine.capabilities import Capabilities
 from anyengine.errors import PluginError, UnsupportedCapability
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
+    from anyengine.backend.checkpoints import QuantizeJob, QuantizeReport
     from anyengine.backend.types import TokenRequest
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
@@ -29,7 +30,6 @@ __all__ = [
     "EnginePlugin",
     "EnvironmentVariant",
     "PipStep",
-    "QuantizeJob",
 ]
 
 
@@ -53,12 +53,15 @@ class EnvironmentVariant(Struct, frozen=True, kw_only=True):
         steps: what pip installs, in this order, beside the SDK and the plugin.
         platform: ``sys.platform`` that the packages are built for; None for any.
         tested: where and when this set was seen to run, in words.
+        quantize: whether it is the toolchain of :meth:`EnginePlugin.quantize`, where that cannot share an environment
+            with the engine.
     """
 
     python: str
     steps: tuple[PipStep, ...]
     platform: str | None = None
     tested: str = ""
+    quantize: bool = False
 
 
 class EngineDescription(Struct, frozen=True, kw_only=True):
@@ -76,6 +79,7 @@ class EngineDescription(Struct, frozen=True, kw_only=True):
         models: name → folder of the models that come with the plugin.
         default_model: the one of them that is loaded if none is named.
         environments: variant (``cpu``, ``cuda``) → the packages to make an environment of; the first is the default.
+        checkpoints: what it loads; None where the plugin does not say, and the engine itself refuses what it must.
     """
 
     name: str
@@ -88,6 +92,7 @@ class EngineDescription(Struct, frozen=True, kw_only=True):
     models: dict[str, str] = field(default_factory=dict[str, str])
     default_model: str | None = None
     environments: dict[str, EnvironmentVariant] = field(default_factory=dict[str, EnvironmentVariant])
+    checkpoints: CheckpointSupport | None = None
 
     def attached(self, config: EngineConfig) -> bool:
         """Whether this configuration is of an engine that runs already."""
@@ -114,25 +119,6 @@ class BackendInfo(Struct, frozen=True, kw_only=True):
     dtype: str | None = None
     device: str | None = None
     loras: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizeJob:
-    """A checkpoint to make.
-
-    Attributes:
-        model: the source checkpoint.
-        scheme: one of the engine's ``capabilities.quantize``.
-        output: folder to make; written beside it and moved there when whole.
-        progress: called with (done, total) steps, from any thread.
-        cancelled: asked between steps; true ends the job with nothing left behind.
-    """
-
-    model: ModelFiles
-    scheme: str
-    output: Path
-    progress: Callable[[int, int], None]
-    cancelled: Callable[[], bool]
 
 
 class EnginePlugin(ABC):
@@ -162,11 +148,16 @@ class EnginePlugin(ABC):
             EngineStartupError: anything else; all that was taken is released.
         """
 
-    async def quantize(self, job: QuantizeJob) -> None:  # noqa: ARG002 the default refuses
-        """Write the quantised checkpoint ``job.output``.
+    async def quantize(self, job: QuantizeJob) -> QuantizeReport:  # noqa: ARG002 the default refuses
+        """Write a quantised checkpoint into ``job.output``.
+
+        Computation must not block the event loop: the worker would be taken for hung. What was begun has ended when
+        this returns or raises, also when it is cancelled: nothing may be written after that.
 
         Raises:
-            UnsupportedCapability: the engine has no such scheme (the default).
+            UnsupportedCapability: the engine cannot quantise (the default).
+            UnsupportedParameter: not this model.
+            ModelNotFound: the source is damaged.
         """
         raise UnsupportedCapability(
             f"{self.describe().name} cannot quantize", capability="quantize", engine=self.describe().name

@@ -28,9 +28,11 @@ class _Place:
 
 @click.command()
 @click.argument("name", required=False)
+@click.option("--model", help="A folder or a hub id: say which engines can run it, and why the others cannot.")
+@click.option("--revision", help="Of a hub model: branch, tag or commit.")
 @common_options
 @click.pass_obj
-def engines(output: Output, /, name: str | None) -> None:
+def engines(output: Output, /, name: str | None, model: str | None, revision: str | None) -> None:
     """List the engines, here and in environments, or all that NAME can do."""
     from anyengine.plugins import find_engine, find_engines  # noqa: PLC0415 heavy for `--help`
 
@@ -41,7 +43,9 @@ def engines(output: Output, /, name: str | None) -> None:
         # What can run in this interpreter needs no other.
         elsewhere = [place for place in _in_environments() if place.engine.name not in ready]
         places = sorted([*places, *elsewhere], key=lambda place: place.engine.name)
-    if name is not None:
+    if model is not None:
+        _for_model(output, [place for place in places if name in {None, place.engine.name}], model, revision)
+    elif name is not None:
         places = [place for place in places if place.engine.name == name]
         if name not in here and places:
             _show(output, places[0])
@@ -97,6 +101,57 @@ def _row(place: _Place) -> tuple[str, ...]:
         place.environment or "here",
         models,
     )
+
+
+def _for_model(output: Output, places: Sequence[_Place], model: str, revision: str | None) -> None:
+    """Which engines can run a checkpoint, by what they declare."""
+    from anyengine.hub import locate_config  # noqa: PLC0415 heavy for `--help`
+    from anyengine.quantization import read_stored, why_not  # noqa: PLC0415
+    from anyengine.quantization.support import gpu_capability  # noqa: PLC0415
+
+    builtin = {name: folder for place in places for name, folder in _builtin(place).items()}
+    folder, config = locate_config(model, revision, builtin)
+    stored = read_stored(folder, config)
+    verdicts: list[tuple[_Place, str, str]] = []
+    for place in places:
+        engine = place.engine
+        reason = why_not(engine.checkpoints, folder, config, capability=gpu_capability)
+        if reason is None and engine.reason is not None:
+            verdicts.append((place, "not here", engine.reason))
+        elif reason is not None:
+            verdicts.append((place, "no", reason))
+        elif engine.checkpoints is None:
+            verdicts.append((place, "not declared", "its plugin does not say what it loads; a load tells"))
+        else:
+            verdicts.append((place, "yes", ""))
+    if output.json:
+        output.document(
+            {
+                "model": model,
+                "architecture": config.get("model_type"),
+                "quantization": stored,
+                "engines": [
+                    {"name": p.engine.name, "environment": p.environment, "runs": verdict, "reason": reason or None}
+                    for p, verdict, reason in verdicts
+                ],
+            }
+        )
+        return
+    output.table(("MODEL", model), [
+        ("architecture", str(config.get("model_type"))),
+        ("quantised", "no" if stored is None else str(stored)),
+    ])  # fmt: skip
+    output.text("")
+    rows = [(p.engine.name, verdict, p.environment or "here", reason) for p, verdict, reason in verdicts]
+    output.table(("ENGINE", "RUNS IT", "IN", "WHY NOT"), rows)
+
+
+def _builtin(place: _Place) -> dict[str, str]:
+    """Name → folder of the models that an engine of this interpreter brings."""
+    from anyengine.plugins import find_engines  # noqa: PLC0415 heavy for `--help`
+
+    found = find_engines().get(place.engine.name) if place.environment is None else None
+    return {} if found is None or found.description is None else dict(found.description.models)
 
 
 def _document(place: _Place) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,8 @@ from anyengine.cli.output import Output, common_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
+
+    from anyengine.quantization import Calibration, Manifest
 
 __all__ = ["quantize"]
 
@@ -23,28 +25,86 @@ __all__ = ["quantize"]
 @click.option("--revision", help="Of a hub model: branch, tag or commit.")
 @click.option("--scheme", required=True, help="One of the engine's schemes: see `anyengine engines NAME`, quantize.")
 @click.option("--output", "folder", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--calibration", help="Text or JSONL file that the scheme is fitted to.  [default: a small built-in set]")
+@click.option("--sequence-length", type=int, help="Tokens of a calibration sequence.  [default: 256]")
+@click.option("--count", type=int, help="Calibration sequences.  [default: as many as there are, at most 512]")
+@click.option("--seed", type=int, help="Of the order of the calibration text.  [default: 0]")
+@click.option(
+    "--oracle", default="auto", show_default=True, help="Engine that measures the drift; 'none' not to measure it."
+)
+@click.option("--environment", help="Whose interpreter runs the toolchain; see `anyengine env list`.")
 @common_options
 @click.pass_obj
-def quantize(output: Output, /, engine: str, model: str, revision: str | None, scheme: str, folder: Path) -> None:
-    """Write a checkpoint with quantised weights.
+def quantize(
+    output: Output,
+    /,
+    engine: str,
+    model: str,
+    revision: str | None,
+    scheme: str,
+    folder: Path,
+    calibration: str | None,
+    oracle: str,
+    environment: str | None,
+    **drawn: int | None,
+) -> None:
+    """Write a checkpoint with quantised weights, and how far it is from the float model.
 
     When it fails or is interrupted, nothing is left behind.
     """
     import anyio  # noqa: PLC0415 heavy for `--help`
 
     from anyengine.engine import Engine  # noqa: PLC0415
+    from anyengine.quantization import read_manifest  # noqa: PLC0415
+
+    text = _calibration(calibration, {name: value for name, value in drawn.items() if value is not None})
 
     async def run() -> Path:
         with _bar(output) as progress:
             return await Engine.quantize(
-                engine, model=model, revision=revision, scheme=scheme, output=folder, progress=progress
+                engine,
+                model=model,
+                revision=revision,
+                scheme=scheme,
+                output=folder,
+                calibration=text,
+                oracle=None if oracle == "none" else oracle,
+                environment=environment,
+                progress=progress,
             )
 
     made = anyio.run(run)
+    manifest = read_manifest(made)
+    assert manifest is not None  # noqa: S101 it has just been written
     if output.json:
-        output.document({"engine": engine, "model": model, "scheme": scheme, "output": str(made)})
+        output.document(
+            {
+                "engine": engine,
+                "model": model,
+                "scheme": scheme,
+                "output": str(made),
+                "drift": manifest.drift,
+                "drift_unmeasured": manifest.drift_unmeasured,
+            }
+        )
     else:
         output.text(str(made))
+        output.note(_cost(manifest))
+
+
+def _calibration(file: str | None, drawn: dict[str, Any]) -> Calibration | None:
+    """None unless something was said of it: then a scheme that takes no text refuses it."""
+    if file is None and not drawn:
+        return None
+    from anyengine.quantization import Calibration  # noqa: PLC0415 heavy for `--help`
+
+    return Calibration(file=file, **drawn)
+
+
+def _cost(manifest: Manifest) -> str:
+    if manifest.drift is None:
+        return f"its drift was not measured: {manifest.drift_unmeasured}"
+    return f"from the float model: {manifest.drift} (by {manifest.drift.oracle})"
 
 
 @contextmanager

@@ -102,9 +102,11 @@ def _existing(name: str, engine: str, variant: str | None, progress: Callable[[s
 
 
 def _require(environment: Environment, engine: str) -> None:
-    """Refuse an environment in which the engine cannot run."""
+    """Refuse an environment in which the engine can neither run nor quantise."""
     there = environment.described.find(engine) if environment.described else None
     reason = "its plugin is not installed there" if there is None else there.reason
+    if there is not None and there.broken is None and there.capabilities.get("quantize"):
+        return
     if reason is not None:
         raise EnvironmentFailed(
             f"environment {environment.name}: {engine} cannot run in it: {reason}", engine=engine, field="environment"

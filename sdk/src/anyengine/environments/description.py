@@ -7,6 +7,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from anyengine.backend.base import EnvironmentVariant
+from anyengine.backend.checkpoints import CheckpointSupport
 
 __all__ = ["DescribedEngine", "EnvironmentDescription"]
 
@@ -26,6 +27,7 @@ class DescribedEngine(Struct, frozen=True, kw_only=True):
         models: names of the models that come with the plugin.
         default_model: the one of them that is loaded if none is named.
         environments: variant → the packages that an environment is made of.
+        checkpoints: those that it loads; None where its plugin does not say.
     """
 
     name: str
@@ -39,6 +41,7 @@ class DescribedEngine(Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ()
     default_model: str | None = None
     environments: dict[str, EnvironmentVariant] = field(default_factory=dict[str, EnvironmentVariant])
+    checkpoints: CheckpointSupport | None = None
 
     @property
     def reason(self) -> str | None:

@@ -13,7 +13,7 @@ from anyengine.hub.weights import check_weights
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = ["resolve_adapter", "resolve_model"]
+__all__ = ["locate_config", "read_config", "resolve_adapter", "resolve_model"]
 
 #: What is fetched from the hub: never pickled weights, never code.
 TEXTS = ["*.json", "*.jinja", "*.model", "*.txt"]
@@ -50,7 +50,7 @@ def resolve_model(
         InvalidConfig: a revision of something that has none.
     """
     path, commit = _locate(model, revision, builtin, field="model", weights=weights)
-    config = _read_object(path / "config.json", needed="every checkpoint has one")
+    config = read_config(path)
     if weights:
         check_weights(path)
     if tokenizer is None and tokenizer_revision is not None:
@@ -79,6 +79,25 @@ def resolve_model(
         draft=None if draft is None else resolve_model(draft, builtin=builtin, tokenizer=str(tokenizer_path)),
         loras={name: resolve_adapter(name, source) for name, source in (loras or {}).items()},
     )
+
+
+def locate_config(model: str, revision: str | None, builtin: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
+    """Folder and config.json of a checkpoint; of one on the hub no weights are fetched.
+
+    Raises:
+        ModelNotFound, InvalidConfig: as by :func:`resolve_model`.
+    """
+    folder = _locate(model, revision, builtin, field="model", weights=False)[0]
+    return folder, read_config(folder)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Contents of a checkpoint's config.json.
+
+    Raises:
+        ModelNotFound: there is none, or it cannot be read.
+    """
+    return _read_object(folder / "config.json", needed="every checkpoint has one")
 
 
 def resolve_adapter(name: str, source: str) -> Path:

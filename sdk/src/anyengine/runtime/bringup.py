@@ -55,6 +55,7 @@ async def bring_up(
             weights=not description.attached(config),
         )
     )
+    await anyio.to_thread.run_sync(_check_checkpoint, description, config, model)
     tokenizer = await anyio.to_thread.run_sync(TextTokenizer.load, model.tokenizer_path)
     backend: Backend | None = None
     try:
@@ -80,6 +81,21 @@ async def bring_up(
             raise
         message = f"{name} raised {type(error).__name__} while loading, which its plugin does not map: {error}"
         raise PluginError(message, engine=name) from error
+
+
+def _check_checkpoint(description: EngineDescription, config: EngineConfig, model: ModelFiles) -> None:
+    """Refuse, before any weight is read, what the engine does not declare, and what is not as its manifest says.
+
+    Where the engine runs elsewhere, so do the weights.
+    """
+    if description.attached(config):
+        return
+    from anyengine.quantization import check_manifest  # noqa: PLC0415 see bring_up
+    from anyengine.quantization.support import check_support  # noqa: PLC0415
+
+    for files in (model, *([model.draft] if model.draft else ())):
+        check_support(description.name, description.checkpoints, files.path, files.config)
+        check_manifest(files.path)
 
 
 async def _close_half_loaded(backend: Backend, error: BaseException) -> None:

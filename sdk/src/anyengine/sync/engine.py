@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from anyengine.engine import Engine as AsyncEngine
 from anyengine.sync.portal import Portal
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from anyengine.errors import AnyEngineError
     from anyengine.hub import ModelFiles
     from anyengine.outputs import Completion, Embedding, Score
+    from anyengine.quantization import Calibration
     from anyengine.request import GenerateRequest, Message, Prompt, RequestOptions
     from anyengine.stats import EngineStats
 
@@ -75,28 +76,44 @@ class Engine:
         model: str | Path,
         scheme: str,
         output: str | Path,
+        calibration: Calibration | str | Path | Sequence[str] | None = None,
         revision: str | None = None,
+        oracle: str | None = "auto",
+        isolation: Literal["auto", "process", "none"] = "auto",
+        environment: str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Path:
-        """Make a quantised checkpoint.
+        """Make a quantised checkpoint: a Hugging Face checkpoint, with a manifest in ``anyengine.json``.
 
-        Cancelling stops the work and leaves nothing behind.
+        The manifest says what it was made of and how, has the hashes of all files, and how far the quantised model is
+        from the float one on held-out text. The folder appears when it is whole; cancelling stops the work and leaves
+        nothing behind.
 
         Args:
             engine: whose toolchain does it.
             model: the source checkpoint: local folder, hub id, or a name built into the plugin.
             scheme: one of the engine's ``capabilities.quantize``.
             output: folder to make; must not exist, or be empty.
+            calibration: what a scheme of ``capabilities.calibrated`` is fitted to: a text or JSONL file, a list of
+                texts, or a :class:`~anyengine.Calibration` with the length and number of sequences and a seed. None:
+                the small built-in set. Refused with other schemes.
             revision: of a hub model.
+            oracle: name of the engine that measures the drift, ``auto`` for the reference engine or transformers,
+                whichever can run the checkpoint; if neither can the manifest says why. None: it is not measured.
+            isolation: as in :class:`~anyengine.EngineConfig`.
+            environment: whose interpreter runs the toolchain, by name.
             progress: called with (done, total) steps, perhaps from another thread.
 
         Returns:
             The folder.
 
         Raises:
-            UnsupportedCapability, UnsupportedParameter: the engine cannot quantise, or not by that scheme.
-            InvalidConfig: there is something at ``output``.
+            UnsupportedCapability, UnsupportedParameter: the engine cannot quantise, or not by that scheme, or not that
+                model.
+            InvalidConfig: there is something at ``output``, or the calibration text does not do.
             ModelNotFound: the source is unusable.
+            OutOfSpace: the disk is full, or would be.
+            EngineDied: the worker ended before it was done.
         """
         portal = Portal()
         try:
@@ -107,7 +124,11 @@ class Engine:
                     model=model,
                     scheme=scheme,
                     output=output,
+                    calibration=calibration,
                     revision=revision,
+                    oracle=oracle,
+                    isolation=isolation,
+                    environment=environment,
                     progress=progress,
                 )
             )

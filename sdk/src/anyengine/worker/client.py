@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from anyengine.runtime.base import ChunkStream
     from anyengine.worker.mailbox import Mailbox
 
-__all__ = ["WorkerRuntime", "start_worker"]
+__all__ = ["WorkerRuntime", "end_worker", "greeted_worker", "start_worker"]
 
 #: Seconds that a worker is given to end by itself after its engine was closed.
 _GRACE = 10.0
@@ -45,6 +46,32 @@ async def start_worker(place: Worker, config: EngineConfig) -> tuple[ModelFiles,
         EngineStartupError: the worker did not start, speaks another protocol, or was not ready in time.
         AnyEngineError: whatever loading the engine raises.
     """
+    begun = monotonic()
+    process, connection = await greeted_worker(
+        place, _variables(config), startup_timeout=config.startup_timeout, health_timeout=config.health_timeout
+    )
+    try:
+        with anyio.move_on_after(max(0.0, config.startup_timeout - (monotonic() - begun))) as limit:
+            _, loaded = await connection.call("load", Loaded, **_load(place, config, process.log_level))
+            return loaded.model, WorkerRuntime(place.engine, config, loaded, process, connection)
+        assert limit.cancelled_caught  # noqa: S101 there is no other way here
+        raise _late(place, process, config.startup_timeout)
+    except BaseException as error:
+        with anyio.CancelScope(shield=True):
+            await end_worker(process, connection)
+        if isinstance(error, AnyEngineError):
+            error.engine = error.engine or place.engine
+        raise
+
+
+async def greeted_worker(
+    place: Worker, variables: Mapping[str, str], *, startup_timeout: float, health_timeout: float = 60.0
+) -> tuple[WorkerProcess, Connection]:
+    """Start a worker, and exchange greetings with it; whoever gets it ends it with :func:`end_worker`.
+
+    Raises:
+        EngineStartupError: it did not start, speaks another protocol, or did not greet in time.
+    """
     loop = asyncio.get_running_loop()
     connection: Connection | None = None
 
@@ -53,39 +80,42 @@ async def start_worker(place: Worker, config: EngineConfig) -> tuple[ModelFiles,
             connection.fail(error)
 
     process = WorkerProcess(
-        place.python,
-        place.engine,
-        variables=_variables(config),
-        health_timeout=config.health_timeout,
-        failed=failed,
+        place.python, place.engine, variables=variables, health_timeout=health_timeout, failed=failed
     )
     try:
         process.requests.setblocking(False)  # noqa: FBT003 the standard library's signature
         _, connection = await loop.create_unix_connection(lambda: Connection(loop, process.died), sock=process.requests)
-        with anyio.move_on_after(config.startup_timeout) as limit:
+        with anyio.move_on_after(startup_timeout) as limit:
             hello = await connection.hello
             process.worker_pid = hello.pid
             _check_hello(place, hello)
             connection.send(Hello(PROTOCOL, version("anyengine")))
-            _, loaded = await connection.call("load", Loaded, **_load(place, config, process.log_level))
-            return loaded.model, WorkerRuntime(place.engine, config, loaded, process, connection)
+            return process, connection
         assert limit.cancelled_caught  # noqa: S101 there is no other way here
-        raise EngineStartupError(
-            f"{place.engine} was not ready after {config.startup_timeout} s (startup_timeout){process.last_words()}",
-            engine=place.engine,
-        )
+        raise _late(place, process, startup_timeout)
     except BaseException as error:
-        process.closing()
-        process.kill()
         with anyio.CancelScope(shield=True):
-            if connection is not None:
-                await connection.close(process.died())
-            else:
-                process.requests.close()
-            await process.gone(_GRACE)
+            await end_worker(process, connection)
         if isinstance(error, AnyEngineError):
             error.engine = error.engine or place.engine
         raise
+
+
+async def end_worker(process: WorkerProcess, connection: Connection | None) -> None:
+    """End a worker that serves nobody, and all that belongs to it."""
+    process.closing()
+    process.kill()
+    if connection is not None:
+        await connection.close(process.died())
+    else:
+        process.requests.close()
+    await process.gone(_GRACE)
+
+
+def _late(place: Worker, process: WorkerProcess, seconds: float) -> EngineStartupError:
+    return EngineStartupError(
+        f"{place.engine} was not ready after {seconds} s (startup_timeout){process.last_words()}", engine=place.engine
+    )
 
 
 def _variables(config: EngineConfig) -> dict[str, str]:

@@ -20,6 +20,7 @@ from anyengine.worker.protocol import (
     Error,
     FrameReader,
     Hello,
+    Progress,
     Result,
     decode,
     encode,
@@ -44,6 +45,7 @@ class Connection(asyncio.Protocol):
         hello: done with the worker's first message.
         closed: done when the socket is closed.
         error: why nothing can be called any more; None while it can.
+        progress: called with (done, total) steps of a call that takes long.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, lost: Callable[[], AnyEngineError]) -> None:
@@ -56,6 +58,7 @@ class Connection(asyncio.Protocol):
         self.hello: asyncio.Future[Hello] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
         self.error: AnyEngineError | None = None
+        self.progress: Callable[[int, int], None] | None = None
         self._loop = loop
         self._lost = lost
         self._ids = count(1)
@@ -116,6 +119,9 @@ class Connection(asyncio.Protocol):
                 self.hello.set_result(message)
         elif isinstance(message, Result):
             self._settle(message.id, result=message)
+        elif isinstance(message, Progress):
+            if self.progress is not None:
+                self.progress(message.done, message.total)
         elif isinstance(message, Error):
             error = decode_error(message.error)
             if message.id == 0:

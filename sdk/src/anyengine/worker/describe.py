@@ -47,6 +47,7 @@ def describe_engine(engine: InstalledEngine) -> DescribedEngine:
         models=tuple(about.models),
         default_model=about.default_model,
         environments=about.environments,
+        checkpoints=about.checkpoints,
     )
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "Hello",
     "Loaded",
     "Log",
+    "Progress",
     "Result",
     "decode",
     "encode",
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 #: Major and minor version. Both sides must have the same major one; a minor one adds what may be ignored.
-PROTOCOL = (1, 0)
+PROTOCOL = (1, 1)
 #: A longer frame is a mistake, not a message.
 MAX_FRAME = 2**30
 _LENGTH = struct.Struct(">I")
@@ -140,6 +141,14 @@ class End(_Message, frozen=True, tag="end"):
     id: int
 
 
+class Progress(_Message, frozen=True, tag="progress"):
+    """How far a call has come that takes long; only for ``quantize``, and so never to who does not know it."""
+
+    id: int
+    done: int
+    total: int
+
+
 class Heartbeat(_Message, frozen=True, tag="heartbeat"):
     """On the control channel, once a second, from a thread of its own.
 
@@ -186,7 +195,7 @@ class Loaded(Struct, frozen=True):
     concurrency: int
 
 
-Answer = Hello | Result | Error | Cancelled | Chunks | End
+Answer = Hello | Result | Error | Cancelled | Chunks | End | Progress
 Question = Hello | Call | Cancel
 Control = Heartbeat | Log | Failed
 

@@ -23,6 +23,7 @@ from anyengine.worker.protocol import (
     Error,
     FrameReader,
     Hello,
+    Progress,
     Result,
     encode,
 )
@@ -35,6 +36,8 @@ __all__ = ["Server"]
 
 #: Seconds between two questions to an engine that has nothing to do.
 _IDLE_SECONDS = 30.0
+#: Seconds between two messages of how far a call has come.
+_PROGRESS_SECONDS = 0.1
 #: Seconds that an engine is given to close when the application has gone without a word.
 _CLOSE_SECONDS = 5.0
 
@@ -50,7 +53,8 @@ class Server(asyncio.Protocol):
         self.done: asyncio.Future[None] = loop.create_future()
         self._loop = loop
         self._control = control
-        self._session = Session()
+        self._session = Session(self._progress)
+        self._progressed = 0.0
         self._reader = FrameReader(FrameReader.QUESTIONS)
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._pumps: dict[int, asyncio.Task[None]] = {}
@@ -146,6 +150,14 @@ class Server(asyncio.Protocol):
             call.cancel()
         elif id_ in self._session.streams:
             self._keep(self._leave(id_))
+
+    def _progress(self, id_: int, done: int, total: int) -> None:
+        """Tell how far a call has come; from any thread, and not more often than somebody looks."""
+        if done < total and monotonic() - self._progressed < _PROGRESS_SECONDS:
+            return
+        self._progressed = monotonic()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there
+            self._loop.call_soon_threadsafe(self._outbox.send, Progress(id_, done, total))
 
     # -- streams ----------------------------------------------------------------------------------
 

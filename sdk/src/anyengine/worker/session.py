@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyengine.errors import InvalidConfig, PluginError, UnsupportedParameter
 from anyengine.worker.protocol import Loaded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from anyengine._model import StrictModel
     from anyengine.outputs import Completion, Embedding, Score
+    from anyengine.quantization.make import Made
     from anyengine.request import GenerateRequest, Message, Prompt
     from anyengine.runtime.base import ChunkStream, Prepared
     from anyengine.runtime.local import LocalRuntime
@@ -38,6 +41,7 @@ METHODS = frozenset({
     "load_lora",
     "open",
     "prepare",
+    "quantize",
     "reset_prefix_cache",
     "score",
     "sleep",
@@ -56,11 +60,13 @@ class Session:
     Attributes:
         streams: opened, not ended.
         ask_every: seconds between two questions whether the engine works, while it does.
+        progress: told (call's id, done, total) of calls that take long, from any thread.
     """
 
     ask_every = 5.0
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Callable[[int, int, int], None]) -> None:
+        self.progress = progress
         self._runtime: LocalRuntime | None = None
         self._prepared: dict[int, Prepared] = {}
         self._admissions: dict[int, AbstractAsyncContextManager[None]] = {}
@@ -98,6 +104,37 @@ class Session:
         # Twice within the time in which it has to answer.
         self.ask_every = min(self.ask_every, runtime.health_timeout / 2)
         return Loaded(model, runtime.info, runtime.concurrency)
+
+    async def quantize(
+        self,
+        id_: int,
+        *,
+        engine: str,
+        model: str,
+        scheme: str,
+        folder: str,
+        revision: str | None = None,
+        calibration: dict[str, Any] | None = None,
+        log_level: int = logging.WARNING,
+    ) -> Made:
+        from anyengine.place import describe  # noqa: PLC0415 see load
+        from anyengine.quantization.calibration import Calibration  # noqa: PLC0415
+        from anyengine.quantization.make import make  # noqa: PLC0415
+
+        logging.root.setLevel(log_level)
+        if calibration is not None:
+            _check_known(Calibration, calibration, engine, "calibration.")
+        plugin, description = describe(engine)
+        return await make(
+            plugin,
+            description,
+            model=model,
+            revision=revision,
+            scheme=scheme,
+            folder=Path(folder),
+            calibration=None if calibration is None else Calibration(**calibration),
+            progress=partial(self.progress, id_),
+        )
 
     async def close(self, _id: int) -> None:
         if self._runtime is not None:

@@ -12,7 +12,7 @@ import numpy as np
 from .errors import BadCheckpoint
 from .ops import FloatArray
 
-__all__ = ["Checkpoint", "Tensor", "read_json", "write_safetensors"]
+__all__ = ["Checkpoint", "Tensor", "as_stored", "read_json", "write_safetensors"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -113,6 +113,11 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BadCheckpoint(f"{file}: does not hold a JSON object.")
     return cast("dict[str, Any]", content)
+
+
+def as_stored(values: FloatArray, dtype: str) -> np.ndarray[Any, Any]:
+    """Return float32 as F32, F16 or BF16 is stored; the values must be exact in it."""
+    return (values.view(np.uint32) >> 16).astype(np.uint16) if dtype == "BF16" else values.astype(_DTYPES[dtype])
 
 
 def write_safetensors(

@@ -1,7 +1,7 @@
 """The decoder: Llama and its close relatives Mistral, Qwen2 and Qwen3."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 from .attention import TILE, attend
 from .cache import KVCache
 from .config import ModelConfig
+from .errors import UnsupportedModel
 from .ops import FloatArray, IntArray, Linear, aligned, padded, rms_norm, silu_product
 from .rope import RotaryTable, rotate
 
@@ -38,10 +39,18 @@ class Weights(Protocol):
         ...
 
 
+class Product(Protocol):
+    """One or more products of rows with matrices: `ops.Linear`, or who watches one."""
+
+    def __call__(self, rows: FloatArray) -> list[FloatArray]:
+        """Return ``W x + b`` for each W, [rows, padded outputs]."""
+        ...
+
+
 class _Layer:
     """The weights of one decoder layer."""
 
-    def __init__(self, config: ModelConfig, index: int, weights: Weights) -> None:
+    def __init__(self, config: ModelConfig, index: int, weights: Weights, rounded: Callable[[str], str | None]) -> None:
         hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
         queries, keys = config.num_heads * dim, config.num_kv_heads * dim
 
@@ -50,16 +59,23 @@ class _Layer:
 
         def linear(inputs: int, *outputs: tuple[str, int], bias: bool) -> Linear:
             biases = [read(f"{name}.bias", size) for name, size in outputs] if bias else []
-            return Linear(*(read(f"{name}.weight", size, inputs) for name, size in outputs), biases=biases)
+            matrices = (read(f"{name}.weight", size, inputs) for name, size in outputs)
+            kinds = {rounded(f"model.layers.{index}.{name}.weight") for name, _ in outputs}
+            if len(kinds) > 1:
+                raise UnsupportedModel(
+                    f"layer {index}: of {', '.join(name for name, _ in outputs)} some are quantized with their "
+                    "activations and some are not; they share one product here."
+                )
+            return Linear(*matrices, biases=biases, rounded=kinds.pop())
 
         def norm(name: str, size: int, width: int) -> FloatArray:
             return np.pad(read(f"{name}.weight", size), (0, width - size))
 
         attention = ("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)
-        self.qkv = linear(hidden, *attention, bias=config.attention_bias)
-        self.output = linear(queries, ("self_attn.o_proj", hidden), bias=config.attention_output_bias)
-        self.gate_up = linear(hidden, ("mlp.gate_proj", inner), ("mlp.up_proj", inner), bias=config.mlp_bias)
-        self.down = linear(inner, ("mlp.down_proj", hidden), bias=config.mlp_bias)
+        self.qkv: Product = linear(hidden, *attention, bias=config.attention_bias)
+        self.output: Product = linear(queries, ("self_attn.o_proj", hidden), bias=config.attention_output_bias)
+        self.gate_up: Product = linear(hidden, ("mlp.gate_proj", inner), ("mlp.up_proj", inner), bias=config.mlp_bias)
+        self.down: Product = linear(inner, ("mlp.down_proj", hidden), bias=config.mlp_bias)
         self.attention_norm = norm("input_layernorm", hidden, padded(hidden))
         self.mlp_norm = norm("post_attention_layernorm", hidden, padded(hidden))
         self.qk_norms = [norm(f"self_attn.{x}_norm", dim, dim) for x in "qk"] if config.qk_norm else None
@@ -97,8 +113,20 @@ class Model:
     One step at a time: calls of `forward` must not overlap.
     """
 
-    def __init__(self, config: ModelConfig, weights: Weights) -> None:
-        """Read all tensors. Raises `BadCheckpoint` if one is missing or has another shape."""
+    def __init__(
+        self, config: ModelConfig, weights: Weights, *, rounded: Callable[[str], str | None] = lambda _name: None
+    ) -> None:
+        """Read all tensors.
+
+        Args:
+            config: of the checkpoint.
+            weights: its tensors.
+            rounded: the element type that rows are rounded to before a product with the matrix of that name; None for
+                none.
+
+        Raises:
+            BadCheckpoint: a tensor is missing or has another shape.
+        """
         self.config = config
         vocabulary, hidden = config.vocab_size, config.hidden_size
         embedding = weights.read("model.embed_tokens.weight", (vocabulary, hidden))
@@ -106,7 +134,7 @@ class Model:
         self._head = Linear(
             embedding if config.tie_word_embeddings else weights.read("lm_head.weight", embedding.shape)
         )
-        self._layers = [_Layer(config, index, weights) for index in range(config.num_layers)]
+        self.layers = [_Layer(config, index, weights, rounded) for index in range(config.num_layers)]
         self._norm = np.pad(weights.read("model.norm.weight", (hidden,)), (0, padded(hidden) - hidden))
         self._rope = RotaryTable(config.rope, config.head_dim)
 
@@ -128,7 +156,7 @@ class Model:
         cos, sin = self._rope.lookup(step.positions)
         # The exponential of a strongly negative gate overflows, as `silu_product` expects.
         with np.errstate(over="ignore"):
-            for index, layer in enumerate(self._layers):
+            for index, layer in enumerate(self.layers):
                 normed = rms_norm(hidden, layer.attention_norm, self.config.hidden_size, self.config.rms_norm_eps)
                 hidden += layer.output(self._attention(index, normed, step, cos, sin, cache))[0]
                 normed = rms_norm(hidden, layer.mlp_norm, self.config.hidden_size, self.config.rms_norm_eps)
@@ -147,7 +175,7 @@ class Model:
     def _attention(
         self, index: int, normed: FloatArray, step: _Step, cos: FloatArray, sin: FloatArray, cache: KVCache
     ) -> FloatArray:
-        config, layer, rows = self.config, self._layers[index], len(normed)
+        config, layer, rows = self.config, self.layers[index], len(normed)
         heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
         q, k, v = layer.qkv(normed)
         queries = q[:, : heads * dim].reshape(rows, heads, dim)

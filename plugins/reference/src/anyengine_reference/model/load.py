@@ -3,16 +3,16 @@
 from pathlib import Path
 
 from .checkpoint import Checkpoint, read_json
+from .compressed import QuantizedWeights, Stored, read_config
 from .config import ModelConfig
 from .errors import UnsupportedModel
-from .int8 import Int8Weights, check_config
 from .llama import Model
 
 __all__ = ["load_model"]
 
 
 def load_model(folder: Path, *, quantization: str | None = None) -> Model:
-    """Load a Hugging Face checkpoint: ``config.json`` and safetensors in F32, F16, BF16 or packed 8-bit integers.
+    """Load a Hugging Face checkpoint: ``config.json`` and safetensors in F32, F16, BF16 or integers.
 
     Args:
         folder: the checkpoint.
@@ -30,6 +30,13 @@ def load_model(folder: Path, *, quantization: str | None = None) -> Model:
         )
     config = read_json(folder / "config.json")
     model_config = ModelConfig.from_dict(config)
-    packed = check_config(config)
+    stored = read_config(config)
+    if quantization is not None and stored is not None and stored != Stored(8):
+        raise UnsupportedModel(
+            f"quantization is {quantization!r}, and the checkpoint is {stored.scheme} already; leave it out."
+        )
     checkpoint = Checkpoint(folder)
-    return Model(model_config, Int8Weights(checkpoint, packed=packed) if packed or quantization else checkpoint)
+    if stored is None and quantization is None:
+        return Model(model_config, checkpoint)
+    weights = QuantizedWeights(checkpoint, stored)
+    return Model(model_config, weights, rounded=weights.rounded)

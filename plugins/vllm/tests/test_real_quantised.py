@@ -1,0 +1,46 @@
+"""Quantised checkpoints of the reference engine in vLLM itself, on a CPU: what is declared loads, and is the same."""
+
+import pytest
+from anyengine import Engine, UnsupportedParameter
+from anyengine.quantization import compare, held_out_texts, scores_of
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+TEXTS = held_out_texts()[:5]
+
+
+async def made(scheme, folder, storyteller):
+    return await Engine.quantize(
+        model=storyteller,
+        scheme=scheme,
+        output=folder / scheme,
+        oracle=None,
+        calibration="builtin" if scheme == "int8-w8a8" else None,
+    )
+
+
+async def scored(engine, model, **config):
+    async with Engine.load(engine, model=model, **config) as live:
+        return await scores_of(live, TEXTS)
+
+
+@pytest.mark.parametrize(("scheme", "dtype"), [("int8-w8a8", "float32"), ("int4-w4a16", "bfloat16")])
+async def test_a_made_checkpoint_drifts_in_vllm_as_in_the_reference_engine(scheme, dtype, tmp_path, storyteller, small):
+    """Only rounding is between the two: they are nearer to each other than to the source."""
+    folder = await made(scheme, tmp_path, storyteller)
+    exact, ours = await scored("reference", storyteller), await scored("reference", folder)
+    theirs = await scored("vllm", folder, **{**small, "dtype": dtype})
+    cost, apart = compare(exact, ours), compare(ours, theirs)
+    assert apart.mean_kl < cost.mean_kl / 2
+    assert compare(exact, theirs).mean_kl == pytest.approx(cost.mean_kl, rel=0.5)
+
+
+async def test_what_the_cpu_has_no_kernel_for_is_refused_before_weights_are_read(tmp_path, storyteller, small):
+    folder = await made("int8-w8a16", tmp_path, storyteller)
+    with pytest.raises(UnsupportedParameter, match="the engine has no int8-w8a16 there") as caught:
+        await Engine.load("vllm", model=folder, **small)
+    assert (caught.value.field, caught.value.engine) == ("model", "vllm")
+    folder = await made("int4-w4a16", tmp_path, storyteller)
+    with pytest.raises(UnsupportedParameter, match="does not compute in float32") as caught:
+        await Engine.load("vllm", model=folder, **{**small, "dtype": "float32"})
+    assert caught.value.field == "dtype"

@@ -1,0 +1,162 @@
+"""How a checkpoint says that it is quantised, in one set of names whatever toolchain wrote it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+from msgspec import Struct
+
+from anyengine.errors import ModelNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+__all__ = ["StoredQuantization", "read_stored"]
+
+
+class StoredQuantization(Struct, frozen=True, kw_only=True):
+    """How the weights of a checkpoint are stored.
+
+    Attributes:
+        method: ``quant_method``: ``compressed-tensors``, ``awq``, ``gptq``, ``fp8``, ``modelopt``, …
+        format: of compressed-tensors; None elsewhere.
+        schemes: of its layers, sorted: ``int8-w8a16`` has weights of 8 bits and activations in float, ``int8-w8a8``
+            both of 8 bits, ``fp8-dynamic`` finds the scales of activations while running, ``fp8-static`` brings them.
+            ``unknown`` where the configuration says something that has no name here.
+        group_sizes: inputs that share a scale, sorted; 0 for a scale of a whole row or matrix.
+        symmetric: whether all zero points are zero.
+        kv_cache: element type that it asks for the cache; None for the model's.
+    """
+
+    method: str
+    format: str | None = None
+    schemes: tuple[str, ...]
+    group_sizes: tuple[int, ...] = ()
+    symmetric: bool = True
+    kv_cache: str | None = None
+
+    def __str__(self) -> str:
+        groups = [f"groups of {size}" for size in self.group_sizes if size]
+        method = self.method if self.format is None else f"{self.method} {self.format}"
+        parts = [method, ", ".join(self.schemes), *groups]
+        parts += [] if self.symmetric else ["zero points"]
+        return ", ".join(parts + ([f"{self.kv_cache} KV cache"] if self.kv_cache else []))
+
+
+def read_stored(folder: Path, config: Mapping[str, Any]) -> StoredQuantization | None:
+    """How a checkpoint is quantised; None if it is not.
+
+    Args:
+        folder: of the checkpoint; ModelOpt writes a file of its own, ``hf_quant_config.json``.
+        config: the contents of its config.json.
+
+    Raises:
+        ModelNotFound: what it says cannot be read.
+    """
+    stated: Any = config.get("quantization_config")
+    try:
+        if stated is not None:
+            return _stated(_mapping(stated))
+        file = folder / "hf_quant_config.json"
+        if file.is_file():
+            return _modelopt(_mapping(_mapping(json.loads(file.read_bytes()))["quantization"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelNotFound(
+            f"{folder}: how it is quantised cannot be read: {type(error).__name__}: {error}", field="model"
+        ) from error
+    return None
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"a {type(value).__name__} where an object should be")
+    return cast("Mapping[str, Any]", value)
+
+
+def _stated(found: Mapping[str, Any]) -> StoredQuantization:
+    method = str(found.get("quant_method") or found.get("quant_algo") or "unknown").lower()
+    if method == "compressed-tensors":
+        return _compressed(found)
+    if method == "modelopt" or "quant_algo" in found:
+        return _modelopt(found)
+    if method in {"awq", "gptq"}:
+        bits = int(found["bits"] if "bits" in found else found["w_bit"])
+        group = int(found.get("group_size", found.get("q_group_size", 128)))
+        symmetric = bool(found.get("sym", True)) if method == "gptq" else not found.get("zero_point", True)
+        name = f"int{bits}-{method}"
+        return StoredQuantization(method=method, schemes=(name,), group_sizes=(max(0, group),), symmetric=symmetric)
+    if method == "bitsandbytes":
+        return StoredQuantization(method=method, schemes=(f"bitsandbytes-{4 if found.get('load_in_4bit') else 8}bit",))
+    if method == "fp8":
+        scheme = f"fp8-{found.get('activation_scheme', 'dynamic')}"
+        return StoredQuantization(
+            method=method, schemes=(f"{scheme}-block" if found.get("weight_block_size") else scheme,)
+        )
+    return StoredQuantization(method=method, schemes=("unknown",))
+
+
+def _compressed(found: Mapping[str, Any]) -> StoredQuantization:
+    groups = [_mapping(group) for group in _mapping(found.get("config_groups") or {}).values()]
+    weights = [_mapping(group.get("weights") or {}) for group in groups]
+    sizes = {int(w.get("group_size") or 0) if w.get("strategy") in {"group", "tensor_group"} else 0 for w in weights}
+    stated = found.get("kv_cache_scheme")
+    cache = _element(_mapping(stated)) if stated else None
+    return StoredQuantization(
+        method="compressed-tensors",
+        format=str(found.get("format")),
+        # Where the cache is all that is quantised, that is the scheme.
+        schemes=_sorted(map(_scheme, groups)) or (f"kv-{cache}" if cache else "unknown",),
+        group_sizes=tuple(sorted(sizes)),
+        symmetric=all(w.get("symmetric", True) for w in weights),
+        kv_cache=cache,
+    )
+
+
+def _sorted(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(names)))
+
+
+def _element(arguments: Mapping[str, Any]) -> str:
+    """``int8``, ``fp8``, ``fp4``, … of a part of a scheme; a float of 8 bits is e4m3."""
+    return ("fp" if arguments.get("type") == "float" else "int") + str(int(arguments["num_bits"]))
+
+
+def _scheme(group: Mapping[str, Any]) -> str:
+    weights = _mapping(group.get("weights") or {})
+    rows = _mapping(group.get("input_activations") or {})
+    if weights.get("strategy") not in {"channel", "tensor", "group", "tensor_group"}:
+        return "unknown"
+    element, bits = _element(weights), int(weights["num_bits"])
+    if element == "fp4":  # NVIDIA's; the other formats of 4-bit floats are not told apart here
+        known = weights["strategy"] == "tensor_group" and (not rows or _element(rows) == "fp4")
+        return ("nvfp4" if rows else "nvfp4-w4a16") if known else "unknown"
+    if not rows:
+        return f"{element}-w{bits}a16"
+    if element == _element(rows) == "fp8":
+        return "fp8-dynamic" if rows.get("dynamic") else "fp8-static"
+    if not element.startswith("int") or not _element(rows).startswith("int"):
+        return "unknown"
+    name = f"{element}-w{bits}a{int(rows['num_bits'])}"
+    return name if rows.get("dynamic") and rows.get("symmetric", True) else f"{name}-static"
+
+
+#: ``quant_algo`` of NVIDIA's ModelOpt.
+_MODELOPT = {
+    "FP8": "fp8-static",
+    "INT8_SQ": "int8-w8a8",
+    "NVFP4": "nvfp4",
+    "W4A16_AWQ": "int4-awq",
+    "W8A16": "int8-w8a16",
+}
+
+
+def _modelopt(found: Mapping[str, Any]) -> StoredQuantization:
+    cache = found.get("kv_cache_quant_algo")
+    return StoredQuantization(
+        method="modelopt",
+        schemes=(_MODELOPT.get(str(found.get("quant_algo")).upper(), "unknown"),),
+        group_sizes=(int(found.get("group_size") or 0),),
+        kv_cache=None if not cache else str(cache).lower(),
+    )

@@ -1,0 +1,145 @@
+"""Write the tables of ``docs/quantization.md``: from what plugins declare, and from what was measured.
+
+    python tools/make_quantization_docs.py
+
+A test fails while the committed file differs from what this makes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anyengine_reference.plugin import CAPABILITIES, CHECKPOINTS
+from anyengine_vllm import quantize
+from anyengine_vllm.checkpoints import on_cpu, on_gpu
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from anyengine.backend import QuantizedFormat
+
+ROOT = Path(__file__).parents[1]
+TARGET = ROOT / "docs" / "quantization.md"
+RESULTS = ROOT / "results" / "quantization.json"
+
+#: Heading → engine, whether on a GPU, and what it declares.
+COLUMNS = {
+    "reference": ("reference", False, CHECKPOINTS.formats),
+    "vllm, CPU": ("vllm", False, on_cpu()),
+    "vllm, GPU": ("vllm", True, on_gpu()),
+}
+#: Who makes what: name → schemes, and those of them that are calibrated.
+MAKERS = {
+    "reference": (CAPABILITIES.quantize, CAPABILITIES.calibrated),
+    "vllm": (quantize.SCHEMES, quantize.CALIBRATED),
+}
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def schemes() -> str:
+    """Which engine's toolchain makes what."""
+    names = sorted(set().union(*(made for made, _ in MAKERS.values())))
+
+    def how(name: str, made: frozenset[str], fitted: frozenset[str]) -> str:
+        return "no" if name not in made else "calibrated" if name in fitted else "yes"
+
+    rows = [[f"`{name}`", *(how(name, made, fitted) for made, fitted in MAKERS.values())] for name in names]
+    return table(["scheme", *(f"made by `{maker}`" for maker in MAKERS)], rows)
+
+
+def results() -> list[dict[str, Any]]:
+    """What was measured."""
+    return json.loads(RESULTS.read_text("utf-8"))
+
+
+def cell(column: str, method: str, form: str | None, scheme: str) -> str:
+    """Declared or measured, and with what limits."""
+    engine, gpu, formats = COLUMNS[column]
+    known: list[QuantizedFormat] = [f for f in formats if (f.method, f.format, f.scheme) == (method, form, scheme)]
+    if not known:
+        return "no"
+    seen = any(
+        (row["engine"], row["method"], row["scheme"]) == (engine, method, scheme)
+        and form in {None, row["format"]}
+        and ("cpu" not in str(row["device"]).lower()) == gpu
+        for row in results()
+    )
+    (one,) = known
+    limits = ["zero points"] if one.asymmetric else []
+    if one.group_sizes is not None and one.group_sizes != (0,):
+        limits.append("groups of " + ", ".join(str(size) for size in one.group_sizes if size))
+    if one.minimum_capability is not None:
+        limits.append("from " + ".".join(map(str, one.minimum_capability)))
+    return ("**measured**" if seen else "declared") + (f" ({'; '.join(limits)})" if limits else "")
+
+
+def matrix() -> str:
+    """What loads where."""
+    kinds = sorted({(f.scheme, f.method, f.format or "") for _, _, formats in COLUMNS.values() for f in formats})
+    rows = [
+        [
+            f"`{scheme}`",
+            method + (f", {form}" if form else ""),
+            *(cell(c, method, form or None, scheme) for c in COLUMNS),
+        ]
+        for scheme, method, form in kinds
+    ]
+    note = (
+        "\n\nNumbers after *from* are compute capabilities. The plugins of LMDeploy, transformers, TensorRT-LLM and\n"
+        "TGI declare nothing yet: those engines are left to refuse by themselves."
+    )
+    return table(["scheme", "stored as", *COLUMNS], rows) + note
+
+
+def measured() -> str:
+    """The rows of the results."""
+    rows = [
+        [
+            row["engine"],
+            f"{row['device']}, {row['dtype']}",
+            row["model"],
+            f"`{row['made_as']}` by {row['made_by']}",
+            row["against"],
+            f"{row['drift']['perplexity_ratio']:.4f}",
+            f"{row['drift']['mean_kl']:.4f}",
+            f"{row['drift']['top1_agreement']:.1%}",
+            f"{row['speed']:.2f}" if "speed" in row else "not timed",
+        ]
+        for row in results()
+    ]
+    headings = (
+        "engine",
+        "on",
+        "model",
+        "scheme",
+        "float scores of",
+        "perplexity ratio",
+        "mean KL, nats",
+        "same best token",
+        "speed",
+    )
+    return table(headings, rows)
+
+
+def page(text: str) -> str:
+    """The page with its tables made anew."""
+    for name, make in {"schemes": schemes, "matrix": matrix, "measured": measured}.items():
+        pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        made = make()
+        text, count = pattern.subn(lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text)
+        if count != 1:
+            raise SystemExit(f"{TARGET.name} has {count} places for the table {name!r}")
+    return text
+
+
+if __name__ == "__main__":
+    TARGET.write_text(page(TARGET.read_text("utf-8")), "utf-8")
+    print(f"wrote {TARGET.name}")
