@@ -190,8 +190,8 @@ class Fault:
         what: the fault, in words.
         also_fails: ids of the other core checks that it trips, in ``also_fails/FAMILY.json`` (written by
             ``anyengine conformance selftest --write``, and reviewed).
-        base: the healthy engine: ``simulated``, ``reference`` where real numbers matter, or ``worker``, which is the
-            reference engine where a worker is asked for, and else the simulated one.
+        base: the healthy engine: ``simulated``, ``reference`` where real numbers matter, ``adapted`` where adapters
+            do, or ``worker``, which is the reference engine where a worker is asked for, and else the simulated one.
         broken: what breaks it.
     """
 
@@ -240,6 +240,10 @@ def healthy_plugin(base: str) -> EnginePlugin:
     """The engine that is broken."""
     if base in ("simulated", "worker"):
         return SimulatedPlugin()
+    if base == "adapted":
+        from anyengine_conformance.adapted import AdaptedPlugin  # noqa: PLC0415 only faults in adapters need it
+
+        return AdaptedPlugin()
     from anyengine.plugins import find_engine  # noqa: PLC0415 only faults in numbers need it
 
     return find_engine(base)

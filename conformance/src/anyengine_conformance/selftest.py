@@ -86,8 +86,8 @@ class SelfTest(Struct, kw_only=True):
 
 
 def _settings(base: str) -> Settings:
-    factor = 1.0 if base == "reference" else _TIME_FACTOR
-    return Settings(engine=base, oracle=base, time_factor=factor, load_timeout=30.0)
+    factor, oracle = (_TIME_FACTOR, "simulated") if base in ("simulated", "worker") else (1.0, "reference")
+    return Settings(engine=base, oracle=oracle, time_factor=factor, load_timeout=30.0)
 
 
 def _run(target: Target, base: str, checks: list[Check]) -> Report:

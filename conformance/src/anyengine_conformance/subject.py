@@ -12,7 +12,7 @@ from anyengine import Engine, EngineConfig, InvalidConfig
 from anyengine.backend import EnginePlugin
 from anyengine.plugins import find_engines
 
-from anyengine_conformance.check import variants
+from anyengine_conformance.check import DEFAULT, variants
 from anyengine_conformance.violation import NotApplicable
 
 if TYPE_CHECKING:
@@ -209,6 +209,16 @@ class Garage:
         self.model_path = str(self._engine.model.path)
         self._variant = variant
         return self._engine
+
+    async def checkpoint(self) -> str:
+        """The folder of the subject's checkpoint; the default variant is loaded if nothing was yet.
+
+        Raises:
+            LoadFailed: it does not load.
+        """
+        if self.model_path is None:
+            await self.engine(DEFAULT)
+        return str(self.model_path)
 
     def failed(self, variant: str, error: BaseException) -> None:
         """Remember that a variant cannot be loaded (it hung)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from msgspec.structs import replace
 
@@ -32,6 +32,27 @@ class OneShort(BrokenEngine):
         if options.get("max_tokens") == 33:  # noqa: PLR2004 the check's own number: a narrow fault
             return prompt, {**options, "max_tokens": 32}
         return prompt, options
+
+
+class OtherLength(BrokenBackend):
+    """Ends with `length`, but after another number of tokens; the SDK stops such a backend wherever it is used."""
+
+    more: ClassVar[int]
+
+    async def stream(self, request: TokenRequest) -> AsyncGenerator[TokenDelta]:
+        changed = replace(request, max_tokens=max(1, request.max_tokens + self.more))
+        async for delta in self.inner.stream(changed):
+            yield delta
+
+
+@fault("stopping.length-is-exact", "the backend ends one token early")
+class BackendOneShort(OtherLength):
+    more = -1
+
+
+@fault("stopping.length-is-exact", "the backend gives one token too many")
+class BackendOneMore(OtherLength):
+    more = 1
 
 
 @fault("stopping.never-beyond-max-tokens", "the engine runs one token ahead, and it is not discarded")

@@ -1,0 +1,53 @@
+"""Which of several failures is the cause, and which are its consequences.
+
+The selftest proves of every fault which core checks it trips, and that stands in ``also_fails``. Read the other way
+round it is a table of symptoms: of the checks that failed, the one whose fault trips those very checks comes first.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cache
+from typing import TYPE_CHECKING
+
+from anyengine_conformance.broken import all_faults
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anyengine_conformance.results import Report, Result
+
+__all__ = ["by_cause", "told"]
+
+
+def by_cause(report: Report) -> list[Result]:
+    """What is not as expected: failures before the rest, causes before consequences, core before extensions."""
+    bad = [result for result in report.results if not result.good]
+    core = {result.id for result in bad if result.tier == "core"}
+    likeness = {result.id: _likeness(result.id, core | {result.id}) for result in bad}
+    return sorted(bad, key=lambda result: (result.outcome != "failed", -likeness[result.id], result.tier != "core"))
+
+
+def told(ordered: Sequence[Result]) -> str:
+    """How many of the failures the first one explains, in a sentence; empty where it explains none."""
+    if not ordered:
+        return ""
+    first, others = ordered[0].id, {result.id for result in ordered[1:]}
+    most = max((len(trips & others) for trips in _trips().get(first, ())), default=0)
+    if not most:
+        return ""
+    return f"{first} comes first: {most} of the other {len(others)} are what a fault of that kind is known to trip too"
+
+
+def _likeness(check: str, failed: set[str]) -> float:
+    """How nearly the core checks that failed are those that a fault of this check trips; 1 if exactly."""
+    return max((len(trips & failed) / len(trips | failed) for trips in _trips().get(check, ())), default=0.0)
+
+
+@cache
+def _trips() -> dict[str, list[set[str]]]:
+    """Check → for each of its faults the checks that fail."""
+    found: defaultdict[str, list[set[str]]] = defaultdict(list)
+    for made in all_faults():
+        found[made.check].append({made.check, *made.also_fails})
+    return found
