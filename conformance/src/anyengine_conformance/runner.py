@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from anyengine import EngineDied, EngineUnresponsive, InvalidConfig
+from anyengine import AnyEngineError, EngineDied, EngineUnresponsive, InvalidConfig
 
 from anyengine_conformance import environment
 from anyengine_conformance.bench import Bench, Hung, Overran
@@ -124,11 +124,21 @@ class Runner:
         """Learn what the plugin says about itself, and hold the expected failures against it.
 
         Raises:
-            InvalidConfig: an expected failure has expired.
-            Overran, Hung: the factory does not come back.
-            Exception: whatever else it raises.
+            InvalidConfig: an expected failure has expired, or the factory raises or does not come back.
+            AnyEngineError: as the plugin raised it.
         """
-        description = self._bench.run(self._garage.target.describe(), self.settings.load_timeout)
+        try:
+            description = self._bench.run(self._garage.target.describe(), self.settings.load_timeout)
+        except AnyEngineError:
+            raise
+        except Exception as error:
+            what = str(error) if isinstance(error, (Overran, Hung)) else f"raised {type(error).__name__}: {error}"
+            place = f"subject.factory: {self.settings.factory}" if self.settings.factory else self.settings.engine
+            raise InvalidConfig(
+                f"{place} {what}, when it was asked for the plugin and its description; describe() must be quick, load "
+                "nothing, and say in `unavailable` why an engine cannot run here",
+                field="factory" if self.settings.factory else "engine",
+            ) from error
         if description is not None:
             self._facts.engine_version = description.engine_version
             self._facts.plugin_version = description.plugin_version

@@ -42,7 +42,7 @@ class FaultFound(Struct, kw_only=True):
         what: the fault, in words.
         caught: whether that check failed.
         outcome: of that check, with its reason.
-        undeclared: core checks that failed too, and are not in ``also_fails``.
+        undeclared: core checks that failed too, and are not in ``also_fails``, with their reasons.
         stale: entries of ``also_fails`` that did not fail.
         duration: seconds.
     """
@@ -52,7 +52,7 @@ class FaultFound(Struct, kw_only=True):
     what: str
     caught: bool
     outcome: str
-    undeclared: list[str] = field(default_factory=list[str])
+    undeclared: dict[str, str] = field(default_factory=dict[str, str])
     stale: list[str] = field(default_factory=list[str])
     duration: float = 0.0
 
@@ -116,7 +116,7 @@ def hold(fault: Fault, *, cross: bool) -> FaultFound:
         what=fault.what,
         caught=own.outcome in _BAD,
         outcome=f"{own.outcome}: {own.reason}" if own.reason else own.outcome,
-        undeclared=sorted(others - set(fault.also_fails)),
+        undeclared={name: failed[name].reason for name in sorted(others - set(fault.also_fails))},
         stale=stale if cross else [],
         duration=round(time.monotonic() - started, 3),
     )
@@ -219,8 +219,7 @@ def _line(found: FaultFound) -> str:
     parts = [f"{told:<10} {found.check}: {found.what} ({found.name}, {found.duration:.1f} s)"]
     if not found.caught:
         parts.append(f"           outcome {found.outcome}")
-    if found.undeclared:
-        parts.append(f"           also fails, undeclared: {', '.join(found.undeclared)}")
+    parts += [f"           also fails, undeclared: {name}: {reason}" for name, reason in found.undeclared.items()]
     if found.stale:
         parts.append(f"           declared to fail too, and does not: {', '.join(found.stale)}")
     return "\n".join(parts)
