@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["FaultFound", "SelfTest", "hold", "selftest", "write_declared"]
 
 _BAD = ("failed", "error")
+#: Processes for each processor: two thirds of what a check takes is waiting.
+_PROCESSES = 2
 #: The simulated engine answers at once, so deadlines can be short, and a fault that hangs costs little.
 _TIME_FACTOR = 0.4
 
@@ -153,7 +155,7 @@ def selftest(
         only: families or checks whose faults are tried; all without any.
         cross: hold each fault against every core check too.
         say: hears a line for each fault.
-        processes: that work at once; the number of processors without it.
+        processes: that work at once; without it, twice the number of processors.
     """
     started = time.monotonic()
     tell = say or _silent
@@ -167,7 +169,7 @@ def selftest(
     for line in healthy:
         tell(f"HEALTHY ENGINE FAILS {line}")
     found: list[FaultFound] = []
-    for result in _all(chosen, cross=cross, processes=processes or os.cpu_count() or 1):
+    for result in _all(chosen, cross=cross, processes=processes or _PROCESSES * (os.cpu_count() or 1)):
         found.append(result)
         tell(_line(result))
     outcome = SelfTest(

@@ -110,12 +110,14 @@ class _LateRefusal(BrokenStream):
         return self
 
     async def _entering(self) -> AsyncGenerator[Chunk]:
-        async with self._inner as stream:
-            async for chunk in stream:
-                yield chunk
+        stream = await self._inner.__aenter__()
+        self._entered = True
+        async for chunk in stream:
+            yield chunk
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._read.aclose()
+    async def __aexit__(self, *error: object) -> None:
+        if getattr(self, "_entered", False):
+            await super().__aexit__(*error)
 
 
 @fault("streaming.refused-on-entering", "a request is checked on the first read")
@@ -128,13 +130,11 @@ class _Eager(BrokenStream):
     async def __aenter__(self) -> Self:
         stream = await self._inner.__aenter__()
         iterator = aiter(stream)
-        first = asyncio.ensure_future(anext(iterator))
-        await asyncio.wait([first])
-        self._read = self._from(first, iterator)
+        self._read = self._from(asyncio.ensure_future(anext(iterator)), iterator)
         return self
 
     async def _from(self, first: asyncio.Future[Chunk], rest: AsyncIterator[Chunk]) -> AsyncGenerator[Chunk]:
-        yield first.result()
+        yield await first
         async for chunk in rest:
             yield chunk
 
@@ -184,6 +184,7 @@ class EnteredTwice(BrokenEngine):
 class TornCharacters(BrokenEngine):
     async def chunks(self, chunks: AsyncIterator[Chunk], options: Mapping[str, Any]) -> AsyncGenerator[Chunk]:
         async for chunk in chunks:
-            stopped = chunk.finish is not None and chunk.finish.reason == "stop"
-            ids = chunk.token_ids[:-1] if stopped else chunk.token_ids
-            yield replace(chunk, text=await self.inner.detokenize(ids))
+            reason = None if chunk.finish is None else chunk.finish.reason
+            ids = chunk.token_ids[:-1] if reason == "stop" else chunk.token_ids
+            # What a closed engine's last chunk has, nobody decodes any more.
+            yield chunk if reason == "abort" else replace(chunk, text=await self.inner.detokenize(ids))
