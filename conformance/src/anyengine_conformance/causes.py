@@ -19,24 +19,37 @@ if TYPE_CHECKING:
 
 __all__ = ["by_cause", "told"]
 
+#: How the reason of a check begins whose engine is the subject's own, without any change.
+DID_NOT_LOAD = ("the variant 'default' did not load", "loading the variant 'default'")
+
 
 def by_cause(report: Report) -> list[Result]:
     """What is not as expected: failures before the rest, causes before consequences, core before extensions."""
     bad = [result for result in report.results if not result.good]
     core = {result.id for result in bad if result.tier == "core"}
     likeness = {result.id: _likeness(result.id, core | {result.id}) for result in bad}
-    return sorted(bad, key=lambda result: (result.outcome != "failed", -likeness[result.id], result.tier != "core"))
+
+    def place(result: Result) -> tuple[bool, bool, float, bool]:
+        return not _unloaded(result), result.outcome != "failed", -likeness[result.id], result.tier != "core"
+
+    return sorted(bad, key=place)
 
 
 def told(ordered: Sequence[Result]) -> str:
     """How many of the failures the first one explains, in a sentence; empty where it explains none."""
     if not ordered:
         return ""
-    first, others = ordered[0].id, {result.id for result in ordered[1:]}
+    if _unloaded(ordered[0]):
+        return "the engine did not load, so most checks could not run"
+    first, others = ordered[0].id, {result.id for result in ordered[1:] if result.tier == "core"}
     most = max((len(trips & others) for trips in _trips().get(first, ())), default=0)
-    if not most:
+    if most <= len(others) / 2:
         return ""
-    return f"{first} comes first: {most} of the other {len(others)} are what a fault of that kind is known to trip too"
+    return f"{first} is the likely cause: such a fault is known to trip {most} of the other {len(others)} core checks too"
+
+
+def _unloaded(result: Result) -> bool:
+    return result.outcome == "error" and result.reason.startswith(DID_NOT_LOAD)
 
 
 def _likeness(check: str, failed: set[str]) -> float:

@@ -14,7 +14,7 @@ from anyengine import AnyEngineError, SamplingParams
 
 from anyengine_conformance import properties, statistics
 from anyengine_conformance.check import OWN
-from anyengine_conformance.oracle import EngineOracle
+from anyengine_conformance.oracle import NO_ORACLE, EngineOracle
 from anyengine_conformance.violation import NotApplicable, Violation, shown
 
 if TYPE_CHECKING:
@@ -189,6 +189,11 @@ class Context:
     async def oracle(self) -> Oracle:
         """What gives exact scores for the subject's model."""
         return await self._oracle()
+
+    @property
+    def has_oracle(self) -> bool:
+        """Whether :meth:`oracle` has one; where it has not, a check that asks for it is not run."""
+        return self._garage.settings.oracle != NO_ORACLE
 
     @asynccontextmanager
     async def oracle_of(self, checkpoint: Path) -> AsyncGenerator[Oracle]:

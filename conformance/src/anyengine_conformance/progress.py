@@ -21,6 +21,8 @@ __all__ = ["COLOURS", "Progress", "details", "summary"]
 
 #: What a plugin did, wherever it shows: raised, or returned as an exception.
 _BUG = re.compile(r"PluginError(?: with field '[^']*')?(?:: |\(['\"])(.*?)(?:['\"]\)|$)")
+#: What differs between errors that are the same.
+_NUMBERS = re.compile(r"\d+|(?<=the variant )'[^']*'")
 COLOURS = {
     "passed": "green",
     "failed": "red",
@@ -102,9 +104,9 @@ def _groups(bad: list[Result]) -> list[list[Result]]:
     """Failures that ended in the same error, but for the numbers in it, are told once."""
     groups: dict[str, list[Result]] = {}
     for result in bad:
-        bug = _BUG.search(result.seen)
+        bug = _BUG.search(result.seen or result.reason)
         same = bug.group(1) if bug else result.seen if result.expected == "no error" else result.seen and result.id
-        groups.setdefault(re.sub(r"\d+", "#", same or result.reason), []).append(result)
+        groups.setdefault(_NUMBERS.sub("#", same or result.reason), []).append(result)
     return list(groups.values())
 
 

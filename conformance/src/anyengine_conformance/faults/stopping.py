@@ -119,6 +119,14 @@ class ChangedRequest(BrokenBackend):
         return self.inner.stream(self.change(request))
 
 
+@fault("stopping.stop-token-ends-it", "the backend leaves the terminating token out")
+class TerminatorLeftOut(BrokenBackend):
+    async def stream(self, request: TokenRequest) -> AsyncGenerator[TokenDelta]:
+        async for delta in self.inner.stream(request):
+            stopped = delta.finish is not None and delta.finish.reason == "stop"
+            yield replace(delta, token_ids=delta.token_ids[:-1]) if stopped else delta
+
+
 @fault("stopping.stop-token-ends-it", "stop tokens are ignored")
 class StopTokensIgnored(BrokenEngine):
     def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

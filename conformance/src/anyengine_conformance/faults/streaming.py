@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from anyengine_conformance.broken import BrokenEngine, BrokenStream, fault
+from anyengine_conformance.broken import BrokenBackend, BrokenEngine, BrokenStream, fault
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
     from typing import Self
 
     from anyengine import Chunk
+    from anyengine.backend import TokenDelta, TokenRequest
 
 
 @fault("streaming.terminal-is-last", "an empty chunk follows the one with `finish`")
@@ -63,6 +64,15 @@ class CumulativeTokens(BrokenEngine):
         async for chunk in chunks:
             total += chunk.token_ids
             yield replace(chunk, token_ids=list(total))
+
+
+@fault("streaming.tokens-only-once", "each delta of the backend has all tokens so far")
+class CumulativeDeltas(BrokenBackend):
+    async def stream(self, request: TokenRequest) -> AsyncGenerator[TokenDelta]:
+        total: list[int] = []
+        async for delta in self.inner.stream(request):
+            total += delta.token_ids
+            yield replace(delta, token_ids=list(total))
 
 
 @fault("streaming.arrives-while-it-is-made", "everything comes at the end, in one chunk")
