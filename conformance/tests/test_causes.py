@@ -28,7 +28,7 @@ def _report(*results: Result) -> Report:
     )
 
 
-BROAD = [made for made in all_faults() if len(made.also_fails) > 2]  # noqa: PLR2004 some symptoms to be told by
+BROAD = [made for made in all_faults() if len(made.also_fails) > 2]
 
 
 @pytest.mark.parametrize("fault", BROAD, ids=lambda fault: f"{fault.check}-{fault.name}")
@@ -65,14 +65,13 @@ def test_an_engine_that_does_not_load_comes_before_all_else():
 @pytest.mark.parametrize(
     "seen",
     [
-        "PluginError: mine gave 8 tokens where max_tokens is 7, which breaks the contract of a backend",
-        "PluginError with field 'prompts[0]': mine gave 8 tokens where max_tokens is 7, which breaks the contract of a "
-        "backend",
-        "PluginError('mine gave 8 tokens where max_tokens is 7, which breaks the contract of a backend')",
+        "PluginError: mine gave 8 tokens where max_tokens is 7, which breaks the contract",
+        "PluginError with field 'prompts[0]': mine gave 8 tokens where max_tokens is 7, which breaks the contract",
+        "PluginError('mine gave 8 tokens where max_tokens is 7, which breaks the contract')",
     ],
 )
 def test_one_bug_of_the_plugin_is_told_once_however_it_was_met(seen):
-    first = "PluginError: mine gave 3 tokens where max_tokens is 2, which breaks the contract of a backend"
+    first = "PluginError: mine gave 3 tokens where max_tokens is 2, which breaks the contract"
     text = summary(_report(_result("streaming.texts-join", seen=first), _result("security.no-pickle", seen=seen)))
     assert text.count("mine gave") == 1
     assert "the same " in text

@@ -48,7 +48,7 @@ class AdaptedPlugin(EnginePlugin):
         async with AsyncExitStack() as stack:
             folder = Path(tempfile.mkdtemp(prefix="anyengine-adapted-"))
             stack.callback(shutil.rmtree, folder)
-            models = {None: model}
+            models: dict[str | None, ModelFiles] = {None: model}
             for name, adapter in model.loras.items():
                 merge(model.path, adapter, folder / name)
                 models[name] = replace(model, path=folder / name)

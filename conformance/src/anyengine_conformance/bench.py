@@ -36,9 +36,7 @@ class Hung(Exception):
 class _Daemons(concurrent.futures.ThreadPoolExecutor):
     """A thread a call, of those that Python does not wait for: an engine may hang in one for ever."""
 
-    def submit(
-        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> concurrent.futures.Future[T]:
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def call() -> None:

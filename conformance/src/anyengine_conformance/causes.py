@@ -45,7 +45,9 @@ def told(ordered: Sequence[Result]) -> str:
     most = max((len(trips & others) for trips in _trips().get(first, ())), default=0)
     if most <= len(others) / 2:
         return ""
-    return f"{first} is the likely cause: such a fault is known to trip {most} of the other {len(others)} core checks too"
+    return (
+        f"{first} is the likely cause: such a fault is known to trip {most} of the other {len(others)} core checks too"
+    )
 
 
 def _unloaded(result: Result) -> bool:

@@ -189,6 +189,6 @@ _HONOUR = (
 )
 _BUG = (
     "a bug in the plugin, which the SDK stopped before the caller saw its output: `seen` says what the plugin did; the "
-    "rules stand with Backend.stream and TokenDelta in docs/api/backend.md. An exception of the engine belongs into the "
+    "rules stand with Backend.stream and TokenDelta in docs/api/backend.md. An exception of the engine belongs in the "
     "plugin's map of errors"
 )

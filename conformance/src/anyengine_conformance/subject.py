@@ -91,8 +91,8 @@ class FactoryTarget:
             found.close()
         if not isinstance(found, EnginePlugin):
             raise self._wrong(
-                f"gave a {type(found).__name__}; needed is an EnginePlugin, or a callable with a parameter `config` that "
-                "gives an engine"
+                f"gave a {type(found).__name__}; needed is an EnginePlugin, or a callable with a parameter `config` "
+                "that gives an engine"
             )
         return PluginTarget(found)
 
@@ -118,7 +118,9 @@ class FactoryTarget:
         engine: Any = made(config=EngineConfig(**config))
         engine = await engine if inspect.isawaitable(engine) else engine
         if not isinstance(engine, Engine):
-            raise self._wrong(f"gave a {type(engine).__name__} for a configuration; needed is an awaitable of an Engine")
+            raise self._wrong(
+                f"gave a {type(engine).__name__} for a configuration; needed is an awaitable of an Engine"
+            )
         return engine
 
     async def quantize(self, model: str, scheme: str, output: Path) -> Path:

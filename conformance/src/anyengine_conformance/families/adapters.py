@@ -29,7 +29,7 @@ _NAMES = ("first", "second")
 
 @check(
     "adapters.side-by-side",
-    must="Requests with an adapter, with another one and with none, side by side, each get their own model's best tokens.",
+    must="Requests with an adapter, another one and none, side by side, each get their own model's best tokens.",
     advice="the adapter belongs to a row of the batch: a row without one adds nothing, whatever lies in the slots; and "
     "blocks of the prefix cache are of one adapter",
     needs=("request.lora", "sampling.temperature"),

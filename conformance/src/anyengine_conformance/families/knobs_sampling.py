@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anyengine import SamplingParams
 
@@ -130,7 +130,7 @@ async def top_k_one_is_greedy(t: Context) -> None:
     await _one_is_left(t, top_k=1)
 
 
-async def _one_is_left(t: Context, **field: float) -> None:
+async def _one_is_left(t: Context, **field: Any) -> None:
     """What leaves one token to draw from gives the greedy ones."""
     greedy = await t.generate(max_tokens=_LENGTH)
     for temperature in (1.0, 1.9):
