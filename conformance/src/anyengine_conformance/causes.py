@@ -27,7 +27,8 @@ def by_cause(report: Report) -> list[Result]:
     """What is not as expected: failures before the rest, causes before consequences, core before extensions."""
     bad = [result for result in report.results if not result.good]
     core = {result.id for result in bad if result.tier == "core"}
-    likeness = {result.id: _likeness(result.id, core | {result.id}) for result in bad}
+    ran = {result.id for result in report.results}
+    likeness = {result.id: _likeness(result.id, core | {result.id}, ran) for result in bad}
 
     def place(result: Result) -> tuple[bool, bool, float, bool]:
         return not _unloaded(result), result.outcome != "failed", -likeness[result.id], result.tier != "core"
@@ -54,9 +55,9 @@ def _unloaded(result: Result) -> bool:
     return result.outcome == "error" and result.reason.startswith(DID_NOT_LOAD)
 
 
-def _likeness(check: str, failed: set[str]) -> float:
-    """How nearly the core checks that failed are those that a fault of this check trips; 1 if exactly."""
-    return max((len(trips & failed) / len(trips | failed) for trips in _trips().get(check, ())), default=0.0)
+def _likeness(check: str, failed: set[str], ran: set[str]) -> float:
+    """How nearly the core checks that failed are those of a run that a fault of this check trips; 1 if exactly."""
+    return max((len(trips & failed) / len(trips & ran | failed) for trips in _trips().get(check, ())), default=0.0)
 
 
 @cache

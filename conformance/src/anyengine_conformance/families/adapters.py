@@ -32,7 +32,7 @@ _NAMES = ("first", "second")
     must="Requests with an adapter, another one and none, side by side, each get their own model's best tokens.",
     advice="the adapter belongs to a row of the batch: a row without one adds nothing, whatever lies in the slots; and "
     "blocks of the prefix cache are of one adapter",
-    needs=("request.lora", "sampling.temperature"),
+    needs=("config.lora", "sampling.temperature"),
     tolerance="near-ties of the data type, as in parity",
     variant=OWN,
     deadline=180,
