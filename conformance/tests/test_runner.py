@@ -10,6 +10,7 @@ from anyengine_conformance.badge import badge
 from anyengine_conformance.broken import BrokenBackend, BrokenPlugin
 from anyengine_conformance.capture import Capture
 from anyengine_conformance.check import Check
+from anyengine_conformance.html import render
 from anyengine_conformance.progress import summary
 from anyengine_conformance.report import BadReport
 from anyengine_conformance.settings import ExpectedFailure, Settings
@@ -260,6 +261,7 @@ def test_without_an_oracle_what_needs_exact_scores_is_not_run_and_there_is_no_ba
     assert (result.outcome, "no oracle" in result.reason) == ("not-run", True)
     report = runner.report([result], complete=True)
     assert summary(report).endswith("nothing was compared with exact scores")
+    assert "nothing was compared with exact scores" in render(report)
     with pytest.raises(BadReport, match="a badge needs an oracle"):
         badge(report)
 

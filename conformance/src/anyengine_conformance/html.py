@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from anyengine_conformance.causes import by_cause, told
 from anyengine_conformance.check import family_title
+from anyengine_conformance.oracle import NO_ORACLE
 from anyengine_conformance.results import OUTCOMES
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def render(report: Report) -> str:
         counts=report.counts(),
         bad=bad,
         cause=told(bad),
+        exact=report.suite.oracle != NO_ORACLE,
         families=[
             (name, family_title(name), [result for result in report.results if result.family == name])
             for name in families
