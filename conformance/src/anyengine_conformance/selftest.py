@@ -7,7 +7,10 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from random import Random
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 from msgspec import Struct, field
 
@@ -15,7 +18,7 @@ from anyengine_conformance.bench import Bench
 from anyengine_conformance.broken import Healthy, all_faults, declared_file
 from anyengine_conformance.capture import Capture
 from anyengine_conformance.check import all_checks
-from anyengine_conformance.runner import Runner, select
+from anyengine_conformance.runner import Listener, Runner, select
 from anyengine_conformance.settings import Settings
 
 if TYPE_CHECKING:
@@ -92,10 +95,22 @@ def _settings(base: str) -> Settings:
     return Settings(engine=base, oracle=oracle, time_factor=factor, load_timeout=30.0)
 
 
+class _Repeatable(Listener):
+    """What nobody gave a seed is drawn the same in every run: else what a fault trips would be a matter of luck."""
+
+    def __init__(self) -> None:
+        self.random = Random()  # noqa: S311 nothing secret
+
+    def began(self, check: Check, number: int, total: int) -> None:
+        self.random.seed(check.id)
+
+
 def _run(target: Target, base: str, checks: list[Check]) -> Report:
-    with Capture():
+    listener = _Repeatable()
+    drawn = SimpleNamespace(randbits=listener.random.getrandbits)
+    with Capture(), patch("anyengine.runtime.resolve.secrets", drawn):
         # A fault that hangs is not waited for as long as an engine may need to clean up.
-        runner = Runner(_settings(base), target=target, bench=Bench(grace=1.0))
+        runner = Runner(_settings(base), target=target, bench=Bench(grace=1.0), listener=listener)
         try:
             runner.open()
             return runner.run(checks)

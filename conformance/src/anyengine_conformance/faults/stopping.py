@@ -164,7 +164,7 @@ class MinCountsThePrompt(ChangedRequest):
 @fault("stopping.default-fills-the-context", "without max_tokens the engine's own default holds")
 class OwnDefaultLength(BrokenEngine):
     def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return prompt, {"max_tokens": 16, **options}
+        return prompt, {"max_tokens": 4, **options}
 
 
 @fault("stopping.context-is-as-asked", "max_model_len is ignored")
