@@ -101,7 +101,7 @@ class _Repeatable(Listener):
     def __init__(self) -> None:
         self.random = Random()  # noqa: S311 nothing secret
 
-    def began(self, check: Check, number: int, total: int) -> None:
+    def began(self, check: Check, number: int, total: int) -> None:  # noqa: ARG002 one seed a check, whatever ran before
         self.random.seed(check.id)
 
 
