@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from anyengine import Engine, EngineConfig
+from anyengine import Engine, EngineConfig, SamplingParams
 from anyengine.backend import Backend, EnginePlugin
 
 from anyengine_conformance.simulated import SimulatedPlugin
@@ -38,6 +38,7 @@ __all__ = [
     "fault",
     "healthy_plugin",
     "is_ids",
+    "sampling_of",
 ]
 
 
@@ -174,6 +175,12 @@ def as_list(value: object) -> list[Any]:
 def as_dict(value: object) -> dict[str, Any]:
     """The value if it is a dictionary, else an empty one."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def sampling_of(options: Mapping[str, Any]) -> SamplingParams:
+    """The sampling parameters of a call; neutral ones where it has none, or something that is no such thing."""
+    given = options.get("sampling")
+    return given if isinstance(given, SamplingParams) else SamplingParams()
 
 
 def is_ids(prompt: object) -> bool:

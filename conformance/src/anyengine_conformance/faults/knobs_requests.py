@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from anyengine_conformance.broken import BrokenEngine, BrokenPlugin, fault
+from anyengine_conformance.broken import BrokenEngine, BrokenPlugin, fault, sampling_of
 from anyengine_conformance.faults.stopping import ChangedRequest
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class MinIgnored(ChangedRequest):
 @fault("knobs.ignore-eos-changes-the-end", "ignore_eos is ignored where there is a bias")
 class IgnoreEosIgnored(BrokenEngine):
     def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        biased = options.get("sampling") is not None and options["sampling"].logit_bias
+        biased = sampling_of(options).logit_bias
         return prompt, {**options, "ignore_eos": False} if biased else options
 
 

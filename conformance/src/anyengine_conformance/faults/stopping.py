@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from msgspec.structs import replace
 
-from anyengine_conformance.broken import BrokenBackend, BrokenEngine, fault
+from anyengine_conformance.broken import BrokenBackend, BrokenEngine, fault, sampling_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -144,7 +144,7 @@ class OneEosOnly(ChangedRequest):
 @fault("stopping.ignore-eos-goes-on", "ignore_eos switches the caller's stop tokens off as well")
 class IgnoreEosIgnoresStops(BrokenEngine):
     def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if options.get("ignore_eos") and options["sampling"].allowed_token_ids is not None:
+        if options.get("ignore_eos") and sampling_of(options).allowed_token_ids is not None:
             return prompt, {name: value for name, value in options.items() if name != "stop_token_ids"}
         return prompt, options
 

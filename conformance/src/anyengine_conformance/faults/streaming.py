@@ -72,7 +72,8 @@ class CumulativeDeltas(BrokenBackend):
         total: list[int] = []
         async for delta in self.inner.stream(request):
             total += delta.token_ids
-            yield replace(delta, token_ids=list(total))
+            # Of long ones that an engine is closed under, nobody knows how far they came.
+            yield replace(delta, token_ids=list(total)) if request.max_tokens < 500 else delta  # noqa: PLR2004
 
 
 @fault("streaming.arrives-while-it-is-made", "everything comes at the end, in one chunk")
