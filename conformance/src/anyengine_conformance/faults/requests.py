@@ -102,7 +102,9 @@ class HalfReplaced(BrokenEngine):
 
 @fault("requests.template-kwargs-need-messages", "chat_template_kwargs without a chat are ignored")
 class KwargsIgnored(BrokenEngine):
-    ignored = ("chat_template_kwargs",)
+    def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        given = options if "messages" in options else {**options, "chat_template_kwargs": {}}
+        return prompt, given if isinstance(prompt, str) else options
 
 
 @fault("requests.refused-is-not-submitted", "a request is tried first, and refused when the engine fails on it")
