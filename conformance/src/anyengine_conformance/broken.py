@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from anyengine import Engine, EngineConfig, SamplingParams
+from anyengine import Engine, EngineConfig, GenerateRequest, SamplingParams
 from anyengine.backend import Backend, EnginePlugin
 
 from anyengine_conformance.simulated import SimulatedPlugin
@@ -39,6 +39,7 @@ __all__ = [
     "healthy_plugin",
     "is_ids",
     "sampling_of",
+    "with_default",
 ]
 
 
@@ -181,6 +182,11 @@ def sampling_of(options: Mapping[str, Any]) -> SamplingParams:
     """The sampling parameters of a call; neutral ones where it has none, or something that is no such thing."""
     given = options.get("sampling")
     return given if isinstance(given, SamplingParams) else SamplingParams()
+
+
+def with_default(prompt: object, options: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
+    """Options with these where the call has none; a whole GenerateRequest takes none beside it, so it gets none."""
+    return dict(options) if isinstance(prompt, GenerateRequest) else {**fields, **options}
 
 
 def is_ids(prompt: object) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from anyengine_conformance.broken import BrokenEngine, BrokenPlugin, fault, sampling_of
+from anyengine_conformance.broken import BrokenEngine, BrokenPlugin, fault, sampling_of, with_default
 from anyengine_conformance.faults.stopping import ChangedRequest
 
 if TYPE_CHECKING:
@@ -77,13 +77,13 @@ class NeverCached(Reconfigured):
 @fault("knobs.logprobs-on-request", "log-probabilities come without being asked for")
 class LogprobsUnasked(BrokenEngine):
     def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return prompt, {"logprobs": 0, **options} if "prompt_logprobs" not in options else options
+        return prompt, with_default(prompt, options, logprobs=0) if "prompt_logprobs" not in options else options
 
 
 @fault("knobs.prompt-logprobs-on-request", "log-probabilities of the prompt come without being asked for")
 class PromptLogprobsUnasked(BrokenEngine):
     def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return prompt, {"prompt_logprobs": 0, **options} if "logprobs" not in options else options
+        return prompt, with_default(prompt, options, prompt_logprobs=0) if "logprobs" not in options else options
 
 
 @fault("knobs.n-gives-so-many", "every completion has the index 0")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from msgspec.structs import replace
 
-from anyengine_conformance.broken import BrokenBackend, BrokenEngine, fault, sampling_of
+from anyengine_conformance.broken import BrokenBackend, BrokenEngine, fault, sampling_of, with_default
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -164,7 +164,7 @@ class MinCountsThePrompt(ChangedRequest):
 @fault("stopping.default-fills-the-context", "without max_tokens the engine's own default holds")
 class OwnDefaultLength(BrokenEngine):
     def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return prompt, {"max_tokens": 4, **options}
+        return prompt, with_default(prompt, options, max_tokens=4)
 
 
 @fault("stopping.context-is-as-asked", "max_model_len is ignored")
