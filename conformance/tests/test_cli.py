@@ -1,6 +1,9 @@
 """The command, as a person calls it."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,9 +71,91 @@ def test_a_third_partys_factory_is_run_by_its_configuration(tmp_path: Path, cli)
     assert report["results"][0]["command"].startswith(f"anyengine conformance run --config {file}")
 
 
-def test_a_factory_that_is_not_there_is_misuse(tmp_path: Path, cli):
-    file = tmp_path / "conformance.toml"
-    file.write_text('[subject]\nfactory = "no_such_module:plugin"\n')
-    result = cli("run", "--config", file, *ONE)
-    assert result.exit_code == 2
-    assert "cannot be imported" in result.output
+FACTORIES = """
+import asyncio, os, time
+from anyengine_conformance.simulated import SimulatedPlugin
+
+number = 3
+
+def raises():
+    raise RuntimeError("no licence file")
+
+def hangs():
+    time.sleep(3600)
+
+def needs(argument): ...
+
+async def coroutine(): ...
+
+def not_an_engine(config):
+    return 3
+
+class Undescribed(SimulatedPlugin):
+    def describe(self):
+        raise RuntimeError("no licence file")
+
+class Endless(SimulatedPlugin):
+    async def load(self, config, model):
+        await asyncio.to_thread(time.sleep, 3600)
+
+class Prints(SimulatedPlugin):
+    async def load(self, config, model):
+        print("loading, please wait")
+        os.write(1, b"from the engine's own threads")
+        return await super().load(config, model)
+"""
+
+
+@pytest.fixture
+def factory(tmp_path: Path):
+    """Runs one check with a factory, in a process of its own; what hangs must not keep that."""
+    (tmp_path / "factories.py").write_text(FACTORIES)
+    (tmp_path / "raises_on_import.py").write_text('raise RuntimeError("no licence file")')
+
+    def run(place: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        file = tmp_path / "conformance.toml"
+        file.write_text(f'[subject]\nfactory = "{place}"\nload_timeout = 0.5\n')
+        command = [sys.executable, "-m", "anyengine", "conformance", "run", "--config", str(file), *ONE, *arguments]
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("no_such_module:plugin", "cannot be imported: ModuleNotFoundError"),
+        ("factories:nothing", "cannot be imported: AttributeError"),
+        ("raises_on_import:plugin", "cannot be imported: RuntimeError: no licence file"),
+        ("factories:raises", "cannot be called without arguments for a plugin: RuntimeError: no licence file"),
+        ("factories:needs", "cannot be called without arguments for a plugin: TypeError"),
+        ("factories:hangs", "had not ended after 0.5 s"),
+        ("factories:number", "gave a int; needed is an EnginePlugin"),
+        ("factories:coroutine", "gave a coroutine; needed is an EnginePlugin"),
+        ("factories:Undescribed", "raised RuntimeError: no licence file, when it was asked for the plugin"),
+    ],
+)
+def test_a_factory_that_gives_no_plugin_is_misuse_in_one_line(factory, place: str, words: str):
+    done = factory(place)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert f"subject.factory: {place} {words}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("factories:not_an_engine", "gave a int for a configuration; needed is an awaitable of an Engine"),
+        ("factories:Endless", "loading the variant 'default' had not ended after 0.5 s"),
+    ],
+)
+def test_a_factory_whose_engine_does_not_load_is_an_error_of_the_check(factory, place: str, words: str):
+    done = factory(place)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert words in done.stdout
+
+
+def test_what_an_engine_prints_does_not_mix_with_the_report(factory):
+    done = factory("factories:Prints", "--json")
+    assert json.loads(done.stdout)["results"][0]["outcome"] == "passed", done.stderr
+    assert "please wait" not in done.stderr

@@ -6,9 +6,13 @@ import time
 import pytest
 from anyengine import Capabilities, EngineDied, InvalidRequest
 from anyengine.backend import TokenDelta
+from anyengine_conformance.badge import badge
 from anyengine_conformance.broken import BrokenBackend, BrokenPlugin
 from anyengine_conformance.capture import Capture
 from anyengine_conformance.check import Check
+from anyengine_conformance.html import render
+from anyengine_conformance.progress import summary
+from anyengine_conformance.report import BadReport
 from anyengine_conformance.settings import ExpectedFailure, Settings
 from anyengine_conformance.simulated import SimulatedPlugin
 from anyengine_conformance.subject import PluginTarget
@@ -235,6 +239,36 @@ def test_the_oracle_scores_the_subjects_model_and_leaves_its_engine_alone(make_r
     runner = make_runner(PluginTarget("reference"), settings=Settings(engine="reference", load_timeout=60.0))
     result = runner.run_check(make_check(scored, variant="small-context"))
     assert (result.outcome, result.reason) == ("passed", "")
+
+
+def test_an_oracle_that_cannot_compute_the_model_is_no_failure_of_the_engine(make_runner, make_check):
+    async def scored(t):
+        await (await t.oracle()).score([1, 2])
+
+    runner = make_runner(settings=Settings(engine="simulated", oracle="reference", load_timeout=5.0))
+    results = [runner.run_check(make_check(scored)) for _ in range(2)]
+    assert [result.outcome for result in results] == ["error", "error"]
+    assert "the oracle 'reference' gives no exact scores" in results[0].reason
+    assert "transformers" in results[0].reason
+
+
+def test_without_an_oracle_what_needs_exact_scores_is_not_run_and_there_is_no_badge(make_runner, make_check):
+    async def scored(t):
+        await t.oracle()
+
+    runner = make_runner(settings=Settings(engine="simulated", oracle="none", load_timeout=5.0))
+    result = runner.run_check(make_check(scored))
+    assert (result.outcome, "no oracle" in result.reason) == ("not-run", True)
+    report = runner.report([result], complete=True)
+    assert summary(report).endswith("nothing was compared with exact scores")
+    assert "nothing was compared with exact scores" in render(report)
+    with pytest.raises(BadReport, match="a badge needs an oracle"):
+        badge(report)
+
+
+def test_a_check_with_engines_of_its_own_is_refused_by_a_loaded_one(make_runner, make_check):
+    result = make_runner().run_check(make_check(bad, needs=("request.lora",), variant="own"))
+    assert (result.outcome, result.reason) == ("unsupported", "not declared: request.lora")
 
 
 def test_a_check_is_frozen(make_check):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
+from anyengine_conformance.oracle import NO_ORACLE
 from anyengine_conformance.report import BadReport
 
 if TYPE_CHECKING:
@@ -22,12 +23,14 @@ def statement(report: Report) -> tuple[str, bool]:
     """What the badge says, and whether it is good news.
 
     Raises:
-        BadReport: the report is of a selection of checks, or of a profile that does not repeat itself.
+        BadReport: the report is of a selection of checks, of a profile that does not repeat itself, or without oracle.
     """
     if not report.suite.complete:
         raise BadReport("a badge needs a report of the whole suite; this one is of a selection", field="suite.complete")
     if report.suite.profile != "certify":
         raise BadReport("a badge needs the profile certify, which repeats itself", field="suite.profile")
+    if report.suite.oracle == NO_ORACLE:
+        raise BadReport("a badge needs an oracle: nothing was compared with exact scores", field="suite.oracle")
     if not report.good:
         bad = sum(not result.good for result in report.results)
         return f"{bad} of {len(report.results)} not kept", False

@@ -10,13 +10,14 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
 __all__ = ["Bench", "Hung", "Overran"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 #: Kept: what still runs on them must not be collected under its feet.
 _ABANDONED: list[asyncio.AbstractEventLoop] = []
@@ -30,6 +31,24 @@ class Overran(Exception):
 
 class Hung(Exception):
     """A coroutine ran past its limit and did not end; its loop was given up, with all that lives on it."""
+
+
+class _Daemons(concurrent.futures.ThreadPoolExecutor):
+    """A thread a call, of those that Python does not wait for: an engine may hang in one for ever."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def call() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001 it belongs to who waits for it
+                future.set_exception(error)
+
+        threading.Thread(target=call, name="conformance-call", daemon=True).start()
+        return future
 
 
 class Bench:
@@ -46,6 +65,7 @@ class Bench:
 
     def _start(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(_Daemons())
         self._thread = threading.Thread(target=self._turn, args=(self._loop,), name="conformance", daemon=True)
         self._thread.start()
 

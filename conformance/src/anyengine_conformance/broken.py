@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from anyengine import Engine, EngineConfig
+from anyengine import Engine, EngineConfig, GenerateRequest, SamplingParams
 from anyengine.backend import Backend, EnginePlugin
 
 from anyengine_conformance.simulated import SimulatedPlugin
@@ -45,6 +45,8 @@ __all__ = [
     "fault",
     "healthy_plugin",
     "is_ids",
+    "sampling_of",
+    "with_default",
 ]
 
 
@@ -183,6 +185,17 @@ def as_dict(value: object) -> dict[str, Any]:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
+def sampling_of(options: Mapping[str, Any]) -> SamplingParams:
+    """The sampling parameters of a call; neutral ones where it has none, or something that is no such thing."""
+    given = options.get("sampling")
+    return given if isinstance(given, SamplingParams) else SamplingParams()
+
+
+def with_default(prompt: object, options: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
+    """Options with these where the call has none; a whole GenerateRequest takes none beside it, so it gets none."""
+    return dict(options) if isinstance(prompt, GenerateRequest) else {**fields, **options}
+
+
 def is_ids(prompt: object) -> bool:
     """Whether a prompt is token ids."""
     return isinstance(next(iter(as_list(prompt)), None), int)
@@ -197,8 +210,8 @@ class Fault:
         what: the fault, in words.
         also_fails: ids of the other core checks that it trips, in ``also_fails/FAMILY.json`` (written by
             ``anyengine conformance selftest --write``, and reviewed).
-        base: the healthy engine: ``simulated``, ``reference`` where real numbers matter, or ``worker``, which is the
-            reference engine where a worker is asked for, and else the simulated one.
+        base: the healthy engine: ``simulated``, ``reference`` where real numbers matter, ``adapted`` where adapters
+            do, or ``worker``, which is the reference engine where a worker is asked for, and else the simulated one.
         broken: what breaks it.
     """
 
@@ -247,6 +260,10 @@ def healthy_plugin(base: str) -> EnginePlugin:
     """The engine that is broken."""
     if base in ("simulated", "worker"):
         return SimulatedPlugin()
+    if base == "adapted":
+        from anyengine_conformance.adapted import AdaptedPlugin  # noqa: PLC0415 only faults in adapters need it
+
+        return AdaptedPlugin()
     from anyengine.plugins import find_engine  # noqa: PLC0415 only faults in numbers need it
 
     return find_engine(base)

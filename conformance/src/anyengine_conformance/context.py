@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from anyengine import AnyEngineError, SamplingParams
 
 from anyengine_conformance import properties, statistics
+from anyengine_conformance.check import OWN
+from anyengine_conformance.oracle import NO_ORACLE, EngineOracle
 from anyengine_conformance.violation import NotApplicable, Violation, shown
 
 if TYPE_CHECKING:
@@ -165,15 +167,18 @@ class Context:
 
     @asynccontextmanager
     async def load(self, **config: Any) -> AsyncGenerator[Engine]:
-        """Load an engine of the check's own; the shared one is closed first."""
+        """Load an engine of the check's own, which is :attr:`engine` meanwhile; the shared one is closed first."""
         self.asked(f"Engine.load({_options(config)})")
         async with self._garage.own(self._garage.config("own", config)) as engine:
-            yield engine
+            before, self._engine = self._engine, engine
+            try:
+                yield engine
+            finally:
+                self._engine = before
 
     async def source(self) -> Path:
         """The folder of the subject's checkpoint."""
-        await self._oracle()
-        return Path(str(self._garage.model_path))
+        return Path(await self._garage.checkpoint())
 
     async def quantize(self, scheme: str, output: Path) -> Path:
         """Make a quantised checkpoint of the subject's."""
@@ -185,12 +190,27 @@ class Context:
         """What gives exact scores for the subject's model."""
         return await self._oracle()
 
+    @property
+    def has_oracle(self) -> bool:
+        """Whether :meth:`oracle` has one; where it has not, a check that asks for it is not run."""
+        return self._garage.settings.oracle != NO_ORACLE
+
+    @asynccontextmanager
+    async def oracle_of(self, checkpoint: Path) -> AsyncGenerator[Oracle]:
+        """What gives exact scores for a checkpoint that the check made of the subject's."""
+        name = (await self._oracle()).name
+        other = await EngineOracle.load(name, str(checkpoint))
+        try:
+            yield other
+        finally:
+            await other.close()
+
     async def once(self, name: str, make: Callable[[], Awaitable[T]]) -> T:
         """What ``make`` gave when it was first asked for on this engine; for what several checks look at.
 
         With the variant ``own`` it is kept for the whole run: what is recorded there are loads.
         """
-        kept = self.notes if self._engine is not None else self.shared
+        kept = self.shared if self.check.variant == OWN else self.notes
         if name not in kept:
             before = len(self._asked)
             value = await make()

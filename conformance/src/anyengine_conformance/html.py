@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from anyengine_conformance.causes import by_cause, told
 from anyengine_conformance.check import family_title
+from anyengine_conformance.oracle import NO_ORACLE
 from anyengine_conformance.results import OUTCOMES
 
 if TYPE_CHECKING:
@@ -23,13 +25,15 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    bad = [result for result in report.results if not result.good]
+    bad = by_cause(report)
     families = dict.fromkeys(result.family for result in report.results)
     return environment.get_template("report.html").render(
         report=report,
         outcomes=OUTCOMES,
         counts=report.counts(),
-        bad=sorted(bad, key=lambda result: (result.outcome != "failed", result.tier != "core")),
+        bad=bad,
+        cause=told(bad),
+        exact=report.suite.oracle != NO_ORACLE,
         families=[
             (name, family_title(name), [result for result in report.results if result.family == name])
             for name in families

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
-from anyengine import Engine
+from anyengine import AnyEngineError, Engine
 from msgspec.structs import replace
 
 if TYPE_CHECKING:
@@ -14,7 +14,22 @@ if TYPE_CHECKING:
     from anyengine import Score
     from anyengine.backend import EnginePlugin
 
-__all__ = ["EngineOracle", "Oracle"]
+__all__ = ["NO_ORACLE", "EngineOracle", "Oracle", "OracleFailed"]
+
+#: The subject's model is one that no other engine computes, so nothing is exact.
+NO_ORACLE = "none"
+
+
+class OracleFailed(Exception):
+    """Exact scores cannot be had; that says nothing about the engine under test."""
+
+    def __init__(self, name: str, error: AnyEngineError) -> None:
+        super().__init__(
+            f"the oracle {name!r} gives no exact scores for the subject's model: {type(error).__name__}: {error}. Name "
+            "another one, as `oracle` in conformance.toml or with --oracle: `transformers` computes most "
+            f"architectures; `{NO_ORACLE}` is for a model that only the engine itself has: what needs exact scores is "
+            "then not run"
+        )
 
 
 class Oracle(Protocol):
@@ -31,6 +46,9 @@ class Oracle(Protocol):
         Args:
             token_ids: length n, at least 2.
             logprobs: alternatives a position.
+
+        Raises:
+            OracleFailed: it cannot.
         """
         ...
 
@@ -55,14 +73,23 @@ class EngineOracle:
             name: of the engine.
             model: folder of the subject's checkpoint.
             config: further fields of EngineConfig.
+
+        Raises:
+            OracleFailed: it does not load.
         """
         stack = AsyncExitStack()
         dtype = {} if name in ("reference", "simulated") else {"dtype": "float32"}
-        engine = await stack.enter_async_context(Engine.load(_plugin(name), model, **dtype, **(config or {})))
+        try:
+            engine = await stack.enter_async_context(Engine.load(_plugin(name), model, **dtype, **(config or {})))
+        except AnyEngineError as error:
+            raise OracleFailed(name, error) from error
         return cls(name, engine, stack)
 
     async def score(self, token_ids: Sequence[int], *, logprobs: int = 0) -> Score:
-        return await self._engine.score(list(token_ids), logprobs=logprobs)
+        try:
+            return await self._engine.score(list(token_ids), logprobs=logprobs)
+        except AnyEngineError as error:
+            raise OracleFailed(self.name, error) from error
 
     async def close(self) -> None:
         await self._stack.aclose()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import sys
 from pathlib import Path
 
 __all__ = ["open_ports"]
@@ -12,9 +14,9 @@ _LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FF
 
 
 def open_ports() -> set[str]:
-    """``address:port`` in hexadecimal of every listening TCP socket that is not bound to the loopback interface."""
+    """``address:port`` of every listening TCP socket that is not bound to the loopback interface."""
     inodes = {inode for pid in _family_of(os.getpid()) for inode in _sockets(pid)}
-    return {address for table in ("tcp", "tcp6") for address, inode in _listening(table) if inode in inodes}
+    return {_readable(address) for table in ("tcp", "tcp6") for address, inode in _listening(table) if inode in inodes}
 
 
 def _family_of(pid: int) -> list[int]:
@@ -50,3 +52,11 @@ def _listening(table: str) -> list[tuple[str, str]]:
         return []
     rows = [line.split() for line in lines]
     return [(row[1], row[9]) for row in rows if row[3] == _LISTENING and not row[1].startswith(_LOOPBACK)]
+
+
+def _readable(address: str) -> str:
+    """The kernel writes each 32 bits of an address as one number of the machine's byte order, and the port in hex."""
+    host, port = address.split(":")
+    words = [int(host[place : place + 8], 16).to_bytes(4, sys.byteorder) for place in range(0, len(host), 8)]
+    name = ipaddress.ip_address(b"".join(words))
+    return f"[{name}]:{int(port, 16)}" if name.version == 6 else f"{name}:{int(port, 16)}"  # noqa: PLR2004 IPv6

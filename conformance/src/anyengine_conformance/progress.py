@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
+from anyengine_conformance.causes import by_cause, told
+from anyengine_conformance.oracle import NO_ORACLE
 from anyengine_conformance.results import OUTCOMES
 from anyengine_conformance.runner import Listener
 
@@ -16,6 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["COLOURS", "Progress", "details", "summary"]
 
+#: What a plugin did, wherever it shows: raised, or returned as an exception.
+_BUG = re.compile(r"PluginError(?: with field '[^']*')?(?:: |\(['\"])(.*?)(?:['\"]\)|$)")
+#: What differs between errors that are the same.
+_NUMBERS = re.compile(r"\d+|(?<=the variant )'[^']*'")
 COLOURS = {
     "passed": "green",
     "failed": "red",
@@ -80,16 +87,31 @@ class Progress(Listener):
 
 
 def summary(report: Report) -> str:
-    """The end of a run: what went wrong with what to do about it, core before extensions, and then the counts."""
-    parts: list[str] = []
-    bad = [result for result in report.results if not result.good]
-    bad.sort(key=lambda result: (result.outcome != "failed", result.tier != "core"))
-    parts += ["\n".join(details(result)) for result in bad]
+    """The end of a run: what went wrong with what to do about it, causes before consequences, and then the counts."""
+    bad = by_cause(report)
+    parts = ["\n".join(details(group[0]) + _alike(group[1:])) for group in _groups(bad)]
+    if note := told(bad):
+        parts.insert(0, note)
     counts = ", ".join(f"{number} {OUTCOMES[outcome][0]}" for outcome, number in report.counts().items())
     subject = " ".join(filter(None, (report.subject.engine, report.subject.engine_version)))
     verdict = "as expected" if report.good else "NOT as it should be"
-    parts.append(f"{subject}: {verdict}: {counts or 'nothing ran'}; {report.duration:.1f} s")
+    exact = "; nothing was compared with exact scores" if report.suite.oracle == NO_ORACLE else ""
+    parts.append(f"{subject}: {verdict}: {counts or 'nothing ran'}; {report.duration:.1f} s{exact}")
     return "\n\n".join(parts)
+
+
+def _groups(bad: list[Result]) -> list[list[Result]]:
+    """Failures that ended in the same error, but for the numbers in it, are told once."""
+    groups: dict[str, list[Result]] = {}
+    for result in bad:
+        bug = _BUG.search(result.seen or result.reason)
+        same = bug.group(1) if bug else result.seen if result.expected == "no error" else result.seen and result.id
+        groups.setdefault(_NUMBERS.sub("#", same or result.reason), []).append(result)
+    return list(groups.values())
+
+
+def _alike(others: list[Result]) -> list[str]:
+    return [f"  {'the same':<9}{', '.join(result.id for result in others)}"] if others else []
 
 
 def details(result: Result) -> list[str]:

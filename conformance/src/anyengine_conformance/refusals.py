@@ -67,7 +67,7 @@ CONFIG: dict[str, Any] = {
     "scheduling.chunked_prefill": False,
     "execution": "eager",
     "seed": 1,
-    "lora.max_rank": 8,
+    "lora": {"max_rank": 8},
     "task": "embed",
 }
 #: Kinds whose name is the value of a configuration field.

@@ -10,16 +10,17 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from anyengine import EngineDied, EngineUnresponsive, InvalidConfig
+from anyengine import AnyEngineError, EngineDied, EngineUnresponsive, InvalidConfig
 
 from anyengine_conformance import environment
 from anyengine_conformance.bench import Bench, Hung, Overran
-from anyengine_conformance.check import DEFAULT, OWN, all_checks, variants
-from anyengine_conformance.oracle import EngineOracle
+from anyengine_conformance.check import OWN, all_checks, variants
+from anyengine_conformance.oracle import NO_ORACLE, EngineOracle, OracleFailed
 from anyengine_conformance.report import signed
 from anyengine_conformance.results import Report, Result, SubjectFacts, Suite
 from anyengine_conformance.session import Session, Verdict
 from anyengine_conformance.subject import Garage, LoadFailed, Target, target_of
+from anyengine_conformance.violation import NotApplicable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -112,7 +113,7 @@ class Runner:
         self._bench = bench or Bench()
         self._garage = Garage(target or target_of(settings), settings)
         self._session = Session(self._garage, self._open_oracle, profile, self.seed)
-        self._oracle: Oracle | None = None
+        self._oracle: Oracle | OracleFailed | None = None
         self._facts = SubjectFacts(engine=settings.engine, model=settings.config.get("model"))
         self._started = datetime.now(UTC)
         self._clock = time.monotonic()
@@ -123,11 +124,21 @@ class Runner:
         """Learn what the plugin says about itself, and hold the expected failures against it.
 
         Raises:
-            InvalidConfig: an expected failure has expired.
-            Overran, Hung: the factory does not come back.
-            Exception: whatever else it raises.
+            InvalidConfig: an expected failure has expired, or the factory raises or does not come back.
+            AnyEngineError: as the plugin raised it.
         """
-        description = self._bench.run(self._garage.target.describe(), self.settings.load_timeout)
+        try:
+            description = self._bench.run(self._garage.target.describe(), self.settings.load_timeout)
+        except AnyEngineError:
+            raise
+        except Exception as error:
+            what = str(error) if isinstance(error, (Overran, Hung)) else f"raised {type(error).__name__}: {error}"
+            place = f"subject.factory: {self.settings.factory}" if self.settings.factory else self.settings.engine
+            raise InvalidConfig(
+                f"{place} {what}, when it was asked for the plugin and its description; describe() must be quick, load "
+                "nothing, and say in `unavailable` why an engine cannot run here",
+                field="factory" if self.settings.factory else "engine",
+            ) from error
         if description is not None:
             self._facts.engine_version = description.engine_version
             self._facts.plugin_version = description.plugin_version
@@ -177,14 +188,19 @@ class Runner:
 
     async def _release(self) -> None:
         await self._garage.release()
-        if self._oracle is not None:
+        if self._oracle is not None and not isinstance(self._oracle, OracleFailed):
             await self._oracle.close()
 
     async def _open_oracle(self) -> Oracle:
+        if self.settings.oracle == NO_ORACLE:
+            raise NotApplicable(f"it needs exact scores, and the subject has no oracle ({NO_ORACLE!r})")
         if self._oracle is None:
-            if self._garage.model_path is None:
-                await self._garage.engine(DEFAULT)
-            self._oracle = await EngineOracle.load(self.settings.oracle, str(self._garage.model_path))
+            try:
+                self._oracle = await EngineOracle.load(self.settings.oracle, await self._garage.checkpoint())
+            except OracleFailed as error:  # not tried again for every check
+                self._oracle = error
+        if isinstance(self._oracle, OracleFailed):
+            raise self._oracle
         return self._oracle
 
     # -- one check --------------------------------------------------------------------------------
@@ -229,7 +245,7 @@ class Runner:
                 engine = plan
                 self._learn(engine)
             return self._bench.run(self._session.judge(made, engine), made.deadline * self.settings.time_factor)
-        except LoadFailed as error:
+        except (LoadFailed, OracleFailed) as error:
             return Verdict("error", reason=str(error))
         except (Overran, Hung) as error:
             loading = made.variant != OWN and not self._garage.holds(made.variant)

@@ -7,7 +7,10 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from random import Random
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 from msgspec import Struct, field
 
@@ -15,7 +18,7 @@ from anyengine_conformance.bench import Bench
 from anyengine_conformance.broken import Healthy, all_faults, declared_file
 from anyengine_conformance.capture import Capture
 from anyengine_conformance.check import all_checks
-from anyengine_conformance.runner import Runner, select
+from anyengine_conformance.runner import Listener, Runner, select
 from anyengine_conformance.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["FaultFound", "SelfTest", "hold", "selftest", "write_declared"]
 
 _BAD = ("failed", "error")
+#: Processes for each processor: two thirds of what a check takes is waiting.
+_PROCESSES = 2
 #: The simulated engine answers at once, so deadlines can be short, and a fault that hangs costs little.
 _TIME_FACTOR = 0.4
 
@@ -42,7 +47,7 @@ class FaultFound(Struct, kw_only=True):
         what: the fault, in words.
         caught: whether that check failed.
         outcome: of that check, with its reason.
-        undeclared: core checks that failed too, and are not in ``also_fails``.
+        undeclared: core checks that failed too, and are not in ``also_fails``, with their reasons.
         stale: entries of ``also_fails`` that did not fail.
         duration: seconds.
     """
@@ -52,7 +57,7 @@ class FaultFound(Struct, kw_only=True):
     what: str
     caught: bool
     outcome: str
-    undeclared: list[str] = field(default_factory=list[str])
+    undeclared: dict[str, str] = field(default_factory=dict[str, str])
     stale: list[str] = field(default_factory=list[str])
     duration: float = 0.0
 
@@ -86,14 +91,26 @@ class SelfTest(Struct, kw_only=True):
 
 
 def _settings(base: str) -> Settings:
-    factor = 1.0 if base == "reference" else _TIME_FACTOR
-    return Settings(engine=base, oracle=base, time_factor=factor, load_timeout=30.0)
+    factor, oracle = (_TIME_FACTOR, "simulated") if base in ("simulated", "worker") else (1.0, "reference")
+    return Settings(engine=base, oracle=oracle, time_factor=factor, load_timeout=30.0)
+
+
+class _Repeatable(Listener):
+    """What nobody gave a seed is drawn the same in every run: else what a fault trips would be a matter of luck."""
+
+    def __init__(self) -> None:
+        self.random = Random()  # noqa: S311 nothing secret
+
+    def began(self, check: Check, number: int, total: int) -> None:  # noqa: ARG002 one seed a check, whatever ran before
+        self.random.seed(check.id)
 
 
 def _run(target: Target, base: str, checks: list[Check]) -> Report:
-    with Capture():
+    listener = _Repeatable()
+    drawn = SimpleNamespace(randbits=listener.random.getrandbits)
+    with Capture(), patch("anyengine.runtime.resolve.secrets", drawn):
         # A fault that hangs is not waited for as long as an engine may need to clean up.
-        runner = Runner(_settings(base), target=target, bench=Bench(grace=1.0))
+        runner = Runner(_settings(base), target=target, bench=Bench(grace=1.0), listener=listener)
         try:
             runner.open()
             return runner.run(checks)
@@ -116,7 +133,7 @@ def hold(fault: Fault, *, cross: bool) -> FaultFound:
         what=fault.what,
         caught=own.outcome in _BAD,
         outcome=f"{own.outcome}: {own.reason}" if own.reason else own.outcome,
-        undeclared=sorted(others - set(fault.also_fails)),
+        undeclared={name: failed[name].reason for name in sorted(others - set(fault.also_fails))},
         stale=stale if cross else [],
         duration=round(time.monotonic() - started, 3),
     )
@@ -153,7 +170,7 @@ def selftest(
         only: families or checks whose faults are tried; all without any.
         cross: hold each fault against every core check too.
         say: hears a line for each fault.
-        processes: that work at once; the number of processors without it.
+        processes: that work at once; without it, twice the number of processors.
     """
     started = time.monotonic()
     tell = say or _silent
@@ -167,7 +184,7 @@ def selftest(
     for line in healthy:
         tell(f"HEALTHY ENGINE FAILS {line}")
     found: list[FaultFound] = []
-    for result in _all(chosen, cross=cross, processes=processes or os.cpu_count() or 1):
+    for result in _all(chosen, cross=cross, processes=processes or _PROCESSES * (os.cpu_count() or 1)):
         found.append(result)
         tell(_line(result))
     outcome = SelfTest(
@@ -219,8 +236,7 @@ def _line(found: FaultFound) -> str:
     parts = [f"{told:<10} {found.check}: {found.what} ({found.name}, {found.duration:.1f} s)"]
     if not found.caught:
         parts.append(f"           outcome {found.outcome}")
-    if found.undeclared:
-        parts.append(f"           also fails, undeclared: {', '.join(found.undeclared)}")
+    parts += [f"           also fails, undeclared: {name}: {reason}" for name, reason in found.undeclared.items()]
     if found.stale:
         parts.append(f"           declared to fail too, and does not: {', '.join(found.stale)}")
     return "\n".join(parts)

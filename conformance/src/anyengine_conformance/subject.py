@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -12,11 +12,11 @@ from anyengine import Engine, EngineConfig, InvalidConfig
 from anyengine.backend import EnginePlugin
 from anyengine.plugins import find_engines
 
-from anyengine_conformance.check import variants
+from anyengine_conformance.check import DEFAULT, variants
 from anyengine_conformance.violation import NotApplicable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
     from pathlib import Path
 
     from anyengine import Capabilities
@@ -81,23 +81,32 @@ class FactoryTarget:
 
     def _import(self) -> Any:
         module, _, name = self._place.partition(":")
-        try:
+        with self._told("cannot be imported"):
             found: Any = getattr(import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise InvalidConfig(
-                f"subject.factory: {self._place} cannot be imported: {error}", field="factory"
-            ) from error
         if callable(found) and not isinstance(found, EnginePlugin):
             if "config" in inspect.signature(found).parameters:
                 return found
-            found = found()
+            with self._told("cannot be called without arguments for a plugin"):
+                found = found()
+        if inspect.iscoroutine(found):
+            found.close()
         if not isinstance(found, EnginePlugin):
-            raise InvalidConfig(
-                f"subject.factory: {self._place} gave a {type(found).__name__}; needed is an EnginePlugin, or a "
-                "callable with a parameter `config` that gives an engine",
-                field="factory",
+            raise self._wrong(
+                f"gave a {type(found).__name__}; needed is an EnginePlugin, or a callable with a parameter `config` "
+                "that gives an engine"
             )
         return PluginTarget(found)
+
+    @contextmanager
+    def _told(self, what: str) -> Generator[None]:
+        """Whatever it raises is told as the factory's."""
+        try:
+            yield
+        except Exception as error:
+            raise self._wrong(f"{what}: {type(error).__name__}: {error}") from error
+
+    def _wrong(self, what: str) -> InvalidConfig:
+        return InvalidConfig(f"subject.factory: {self._place} {what}", field="factory")
 
     async def describe(self) -> EngineDescription | None:
         made = await self._factory()
@@ -107,7 +116,13 @@ class FactoryTarget:
         made = await self._factory()
         if isinstance(made, PluginTarget):
             return await made.load(config)
-        return await made(config=EngineConfig(**config))
+        engine: Any = made(config=EngineConfig(**config))
+        engine = await engine if inspect.isawaitable(engine) else engine
+        if not isinstance(engine, Engine):
+            raise self._wrong(
+                f"gave a {type(engine).__name__} for a configuration; needed is an awaitable of an Engine"
+            )
+        return engine
 
     async def quantize(self, model: str, scheme: str, output: Path) -> Path:
         made = await self._factory()
@@ -210,6 +225,16 @@ class Garage:
         self.model_path = str(self._engine.model.path)
         self._variant = variant
         return self._engine
+
+    async def checkpoint(self) -> str:
+        """The folder of the subject's checkpoint; the default variant is loaded if nothing was yet.
+
+        Raises:
+            LoadFailed: it does not load.
+        """
+        if self.model_path is None:
+            await self.engine(DEFAULT)
+        return str(self.model_path)
 
     def failed(self, variant: str, error: BaseException) -> None:
         """Remember that a variant cannot be loaded (it hung)."""

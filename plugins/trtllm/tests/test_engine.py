@@ -8,6 +8,7 @@ from anyengine import Engine, SamplingParams
 from anyengine.backend import TokenRequest
 from anyengine.backend.logits import row_logprobs
 from anyengine.errors import EngineDied, EngineStartupError, Failure, InvalidConfig, InvalidRequest, PluginError
+from anyengine_conformance.adapters import make_adapter
 from anyengine_trtllm import outputs, plugin
 
 GREEDY = SamplingParams(temperature=0)
@@ -137,9 +138,8 @@ async def test_a_folder_with_something_else_is_refused(load, tmp_path):
 
 
 async def test_requests_name_their_adapter(simulated, simulation, storyteller, tmp_path, monkeypatch):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "adapter_config.json").write_text('{"r": 4}')
+    for seed, name in enumerate(("a", "b")):
+        assert make_adapter(storyteller, tmp_path / name, seed)
     seen = []
     generate = simulation.SimulatedLLM.generate_async
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from anyengine import Completion
 
     from anyengine_conformance.context import Context
+    from anyengine_conformance.oracle import Oracle
 
 __all__ = ["Judged", "answer_of", "forced", "forced_all", "near_tie"]
 
@@ -58,6 +59,7 @@ async def forced(
     max_tokens: int | None = None,
     ends: Collection[int] | None = None,
     forbidden: Collection[int] = (),
+    oracle: Oracle | None = None,
 ) -> Judged:
     """Each token of a greedy completion must be the oracle's best, or a near-tie, and it must end where those say.
 
@@ -68,11 +70,12 @@ async def forced(
         max_tokens: that were asked for; None judges no ending.
         ends: tokens that end it; None takes the model's.
         forbidden: tokens that could not be chosen (held back by min_tokens, say).
+        oracle: of another checkpoint than the subject's.
 
     Raises:
         Violation: a token is not the best, or the completion ends elsewhere.
     """
-    oracle, gap = await t.oracle(), near_tie(t)
+    oracle, gap = oracle or await t.oracle(), near_tie(t)
     stops = t.engine.model.eos_token_ids if ends is None else ends
     prompt, tokens = answer.prompt_token_ids, answer.token_ids
     t.expect(bool(tokens), expected=f"at least one token {what}", seen="an empty completion")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anyengine import SamplingParams
 
@@ -127,9 +127,44 @@ async def temperature_above_one_flattens(t: Context) -> None:
     tier="extension",
 )
 async def top_k_one_is_greedy(t: Context) -> None:
+    await _one_is_left(t, top_k=1)
+
+
+async def _one_is_left(t: Context, **field: Any) -> None:
+    """What leaves one token to draw from gives the greedy ones."""
+    greedy = await t.generate(max_tokens=_LENGTH)
     for temperature in (1.0, 1.9):
-        answer = await t.generate(max_tokens=_LENGTH, sampling=SamplingParams(top_k=1, temperature=temperature))
-        await greedy_by(t, answer, _unchanged, "as it is (top_k=1)")
+        answer = await t.generate(max_tokens=_LENGTH, sampling=SamplingParams(temperature=temperature, **field))
+        if answer.token_ids == greedy.token_ids:
+            continue
+        if not t.has_oracle:
+            t.equal(answer.token_ids, greedy.token_ids, f"token_ids with {field}, as with temperature 0")
+        # Two correct engines part only where both tokens are as good as best.
+        await greedy_by(t, answer, _unchanged, f"as it is ({field})")
+
+
+@check(
+    "knobs.smallest-top-p-is-greedy",
+    must="With a `top_p` that the most likely token reaches alone, every token is that one, at any temperature.",
+    advice="keep tokens until their probabilities reach top_p, at least one; a field that is declared must arrive",
+    needs=("sampling.top_p", "sampling.temperature"),
+    tolerance="near-ties of the data type",
+    tier="extension",
+)
+async def smallest_top_p_is_greedy(t: Context) -> None:
+    await _one_is_left(t, top_p=1e-4)
+
+
+@check(
+    "knobs.largest-min-p-is-greedy",
+    must="With `min_p=1` every token is the most likely one, at any temperature.",
+    advice="keep tokens that are at least min_p times as likely as the best; a field that is declared must arrive",
+    needs=("sampling.min_p", "sampling.temperature"),
+    tolerance="near-ties of the data type",
+    tier="extension",
+)
+async def largest_min_p_is_greedy(t: Context) -> None:
+    await _one_is_left(t, min_p=1.0)
 
 
 async def _within(t: Context, sampling: SamplingParams, allowed: Mapping[int, float], core: set[int]) -> None:

@@ -257,9 +257,8 @@ async def undeclared_config(t: Context) -> None:
     if known is None:
         raise t.skip("the plugin is not installed in this interpreter, so what it declares is not known before a load")
     missing = [need for name in refusals.CONFIG if not declared(need := f"config.{name}", known)]
-    # `task` is declared by `embed`.
     for need in missing:
-        if parse(need).name not in ("task", "lora.max_rank"):
+        if parse(need).name != "task":  # which is declared by `embed`
             await refusals.negative(t, need)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from anyengine_conformance.broken import BrokenEngine, BrokenPlugin, fault
+from anyengine_conformance.broken import BrokenEngine, BrokenPlugin, fault, sampling_of, with_default
 from anyengine_conformance.faults.stopping import ChangedRequest
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class MinIgnored(ChangedRequest):
 @fault("knobs.ignore-eos-changes-the-end", "ignore_eos is ignored where there is a bias")
 class IgnoreEosIgnored(BrokenEngine):
     def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        biased = options.get("sampling") is not None and options["sampling"].logit_bias
+        biased = sampling_of(options).logit_bias
         return prompt, {**options, "ignore_eos": False} if biased else options
 
 
@@ -77,13 +77,13 @@ class NeverCached(Reconfigured):
 @fault("knobs.logprobs-on-request", "log-probabilities come without being asked for")
 class LogprobsUnasked(BrokenEngine):
     def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return prompt, {"logprobs": 0, **options} if "prompt_logprobs" not in options else options
+        return prompt, with_default(prompt, options, logprobs=0) if "prompt_logprobs" not in options else options
 
 
 @fault("knobs.prompt-logprobs-on-request", "log-probabilities of the prompt come without being asked for")
 class PromptLogprobsUnasked(BrokenEngine):
     def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return prompt, {"prompt_logprobs": 0, **options} if "logprobs" not in options else options
+        return prompt, with_default(prompt, options, prompt_logprobs=0) if "logprobs" not in options else options
 
 
 @fault("knobs.n-gives-so-many", "every completion has the index 0")

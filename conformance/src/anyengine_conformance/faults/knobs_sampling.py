@@ -68,6 +68,18 @@ class TopPIgnored(ChangedSampling):
         return {"top_p": 1.0}
 
 
+@fault("knobs.smallest-top-p-is-greedy", "a top_p below 0.01 is taken for 'unset'")
+class SmallTopPIsUnset(ChangedSampling):
+    def fields(self, sampling: SamplingParams) -> dict[str, Any]:
+        return {"top_p": 1.0} if sampling.top_p < 0.01 else {}  # noqa: PLR2004 the check's is smaller
+
+
+@fault("knobs.largest-min-p-is-greedy", "min_p=1 is taken for 'unset'")
+class MinPOneIsUnset(ChangedSampling):
+    def fields(self, sampling: SamplingParams) -> dict[str, Any]:
+        return {"min_p": 0.0} if sampling.min_p == 1 else {}
+
+
 @fault("knobs.min-p-bounds-the-ratio", "min_p is ignored")
 class MinPIgnored(ChangedSampling):
     def fields(self, sampling: SamplingParams) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from anyengine_conformance.broken import BrokenBackend, BrokenEngine, fault
+from anyengine_conformance.broken import BrokenBackend, BrokenEngine, fault, sampling_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -126,13 +126,13 @@ class _OfShaped(ChangedEntries):
 @fault("logprobs.raw-at-any-temperature", "after temperature, not before")
 class AfterTemperature(_OfShaped):
     def applies(self, options: Mapping[str, Any]) -> bool:
-        return options["sampling"].temperature not in (0, 1)
+        return sampling_of(options).temperature not in (0, 1)
 
 
 @fault("logprobs.raw-under-bias", "after the bias, not before")
 class AfterBias(ChangedEntries):
     def applies(self, options: Mapping[str, Any]) -> bool:
-        return bool(options["sampling"].logit_bias)
+        return bool(sampling_of(options).logit_bias)
 
     def entry(self, entry: TokenLogprobs) -> TokenLogprobs:
         return _shifted(entry, -entry.logprob)
@@ -141,7 +141,7 @@ class AfterBias(ChangedEntries):
 @fault("logprobs.greedy-is-the-top", "a greedy entry is of the runner-up")
 class RunnerUp(ChangedEntries):
     def applies(self, options: Mapping[str, Any]) -> bool:
-        return options["sampling"].greedy and options.get("logprobs") == 2  # noqa: PLR2004 the check's number
+        return sampling_of(options).greedy and options.get("logprobs") == 2  # noqa: PLR2004 the check's number
 
     def entry(self, entry: TokenLogprobs) -> TokenLogprobs:
         return replace(entry, logprob=min(entry.top.values()))

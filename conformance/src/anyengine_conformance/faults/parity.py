@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from anyengine_conformance.broken import BrokenEngine, as_list, fault
+from anyengine_conformance.broken import BrokenEngine, as_list, fault, sampling_of
 from anyengine_conformance.faults.stopping import ChangedCompletion, ChangedRequest
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class CoarseLogprobs(ChangedCompletion):
 @fault("parity.stop-string", "with stop strings the engine samples")
 class StopSamples(BrokenEngine):
     def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if [len(text) for text in as_list(options.get("stop"))] == [3] and options["sampling"].greedy:
+        if [len(text) for text in as_list(options.get("stop"))] == [3] and sampling_of(options).greedy:
             hot = options["sampling"].model_copy(update={"temperature": 1.9, "seed": 5})
             return prompt, {**options, "sampling": hot}
         return prompt, options

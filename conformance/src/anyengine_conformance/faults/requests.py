@@ -102,7 +102,11 @@ class HalfReplaced(BrokenEngine):
 
 @fault("requests.template-kwargs-need-messages", "chat_template_kwargs without a chat are ignored")
 class KwargsIgnored(BrokenEngine):
-    ignored = ("chat_template_kwargs",)
+    def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        plain = isinstance(prompt, str) and "messages" not in options
+        return prompt, {
+            name: value for name, value in options.items() if not (plain and name == "chat_template_kwargs")
+        }
 
 
 @fault("requests.refused-is-not-submitted", "a request is tried first, and refused when the engine fails on it")

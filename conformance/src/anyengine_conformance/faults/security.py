@@ -52,18 +52,18 @@ class TakesPickle(BrokenEngine):
 
 @fault("security.templates-are-sandboxed", "a template reaches Python")
 class Unsandboxed(BrokenEngine):
-    async def apply_chat_template(self, messages: Any, **_: Any) -> str:
-        if "__class__" in (self.inner.config.chat_template or ""):
+    async def apply_chat_template(self, messages: Any, **options: Any) -> str:
+        if (self.inner.config.chat_template or "").startswith("{{ ''.__class__"):
             return str(object.__subclasses__())
-        return await self.inner.apply_chat_template(messages)
+        return await self.inner.apply_chat_template(messages, **options)
 
 
 @fault("security.templates-are-bounded", "a template that never ends is cut")
 class CutTemplate(BrokenEngine):
-    async def apply_chat_template(self, messages: Any, **_: Any) -> str:
-        if "99999999" in (self.inner.config.chat_template or ""):
+    async def apply_chat_template(self, messages: Any, **options: Any) -> str:
+        if (self.inner.config.chat_template or "").startswith("{% for a in range(99999999)"):
             return "0123456789"
-        return await self.inner.apply_chat_template(messages)
+        return await self.inner.apply_chat_template(messages, **options)
 
 
 @fault("security.no-open-ports", "the engine listens on all interfaces")
@@ -91,10 +91,9 @@ class OnRequest(BrokenBackend):
 @fault("security.nothing-in-the-working-folder", "a log file is written where the application happens to be")
 class WritesLog(OnRequest):
     def act(self) -> None:
-        file = Path(f"anyengine-conformance-{os.getpid()}.log")
-        self.files = [*getattr(self, "files", []), file]
-        if not file.exists():
-            file.touch()
+        self.files = getattr(self, "files", list[Path]())
+        self.files.append(Path(f"anyengine-conformance-{os.getpid()}-{len(self.files)}.log"))
+        self.files[-1].touch()
 
     async def close(self) -> None:
         for file in getattr(self, "files", []):

@@ -52,6 +52,12 @@ class GeneratedOneShort(ChangedStats):
         return replace(stats, generated_tokens=max(0, (stats.generated_tokens or 0) - finished))
 
 
+@fault("stats.generated-tokens-add-up", "every token is counted twice")
+class GeneratedTwice(ChangedStats):
+    def change(self, stats: EngineStats) -> EngineStats:
+        return replace(stats, generated_tokens=2 * (stats.generated_tokens or 0))
+
+
 @fault("stats.requests-are-counted", "every request is counted as stop")
 class AllStop(ChangedStats):
     def change(self, stats: EngineStats) -> EngineStats:

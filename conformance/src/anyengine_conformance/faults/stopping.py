@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from msgspec.structs import replace
 
-from anyengine_conformance.broken import BrokenBackend, BrokenEngine, fault
+from anyengine_conformance.broken import BrokenBackend, BrokenEngine, fault, sampling_of, with_default
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -32,6 +32,27 @@ class OneShort(BrokenEngine):
         if options.get("max_tokens") == 33:  # noqa: PLR2004 the check's own number: a narrow fault
             return prompt, {**options, "max_tokens": 32}
         return prompt, options
+
+
+class OtherLength(BrokenBackend):
+    """Ends with `length`, but after another number of tokens; the SDK stops such a backend wherever it is used."""
+
+    more: ClassVar[int]
+
+    async def stream(self, request: TokenRequest) -> AsyncGenerator[TokenDelta]:
+        changed = replace(request, max_tokens=max(1, request.max_tokens + self.more))
+        async for delta in self.inner.stream(changed):
+            yield delta
+
+
+@fault("stopping.length-is-exact", "the backend ends one token early")
+class BackendOneShort(OtherLength):
+    more = -1
+
+
+@fault("stopping.length-is-exact", "the backend gives one token too many")
+class BackendOneMore(OtherLength):
+    more = 1
 
 
 @fault("stopping.never-beyond-max-tokens", "the engine runs one token ahead, and it is not discarded")
@@ -98,6 +119,14 @@ class ChangedRequest(BrokenBackend):
         return self.inner.stream(self.change(request))
 
 
+@fault("stopping.stop-token-ends-it", "the backend leaves the terminating token out")
+class TerminatorLeftOut(BrokenBackend):
+    async def stream(self, request: TokenRequest) -> AsyncGenerator[TokenDelta]:
+        async for delta in self.inner.stream(request):
+            stopped = delta.finish is not None and delta.finish.reason == "stop"
+            yield replace(delta, token_ids=delta.token_ids[:-1]) if stopped else delta
+
+
 @fault("stopping.stop-token-ends-it", "stop tokens are ignored")
 class StopTokensIgnored(BrokenEngine):
     def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -115,7 +144,7 @@ class OneEosOnly(ChangedRequest):
 @fault("stopping.ignore-eos-goes-on", "ignore_eos switches the caller's stop tokens off as well")
 class IgnoreEosIgnoresStops(BrokenEngine):
     def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if options.get("ignore_eos") and options["sampling"].allowed_token_ids is not None:
+        if options.get("ignore_eos") and sampling_of(options).allowed_token_ids is not None:
             return prompt, {name: value for name, value in options.items() if name != "stop_token_ids"}
         return prompt, options
 
@@ -135,7 +164,7 @@ class MinCountsThePrompt(ChangedRequest):
 @fault("stopping.default-fills-the-context", "without max_tokens the engine's own default holds")
 class OwnDefaultLength(BrokenEngine):
     def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return prompt, {"max_tokens": 16, **options}
+        return prompt, with_default(prompt, options, max_tokens=4)
 
 
 @fault("stopping.context-is-as-asked", "max_model_len is ignored")

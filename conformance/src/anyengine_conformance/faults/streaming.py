@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from anyengine_conformance.broken import BrokenEngine, BrokenStream, fault
+from anyengine_conformance.broken import BrokenBackend, BrokenEngine, BrokenStream, fault
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
     from typing import Self
 
     from anyengine import Chunk
+    from anyengine.backend import TokenDelta, TokenRequest
 
 
 @fault("streaming.terminal-is-last", "an empty chunk follows the one with `finish`")
@@ -65,6 +66,16 @@ class CumulativeTokens(BrokenEngine):
             yield replace(chunk, token_ids=list(total))
 
 
+@fault("streaming.tokens-only-once", "each delta of the backend has all tokens so far")
+class CumulativeDeltas(BrokenBackend):
+    async def stream(self, request: TokenRequest) -> AsyncGenerator[TokenDelta]:
+        total: list[int] = []
+        async for delta in self.inner.stream(request):
+            total += delta.token_ids
+            # Of long ones that an engine is closed under, nobody knows how far they came.
+            yield replace(delta, token_ids=list(total)) if request.max_tokens < 500 else delta  # noqa: PLR2004
+
+
 @fault("streaming.arrives-while-it-is-made", "everything comes at the end, in one chunk")
 class AllAtOnce(BrokenEngine):
     async def chunks(self, chunks: AsyncIterator[Chunk], options: Mapping[str, Any]) -> AsyncGenerator[Chunk]:
@@ -110,12 +121,14 @@ class _LateRefusal(BrokenStream):
         return self
 
     async def _entering(self) -> AsyncGenerator[Chunk]:
-        async with self._inner as stream:
-            async for chunk in stream:
-                yield chunk
+        stream = await self._inner.__aenter__()
+        self._entered = True
+        async for chunk in stream:
+            yield chunk
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._read.aclose()
+    async def __aexit__(self, *error: object) -> None:
+        if getattr(self, "_entered", False):
+            await super().__aexit__(*error)
 
 
 @fault("streaming.refused-on-entering", "a request is checked on the first read")
@@ -128,13 +141,11 @@ class _Eager(BrokenStream):
     async def __aenter__(self) -> Self:
         stream = await self._inner.__aenter__()
         iterator = aiter(stream)
-        first = asyncio.ensure_future(anext(iterator))
-        await asyncio.wait([first])
-        self._read = self._from(first, iterator)
+        self._read = self._from(asyncio.ensure_future(anext(iterator)), iterator)
         return self
 
     async def _from(self, first: asyncio.Future[Chunk], rest: AsyncIterator[Chunk]) -> AsyncGenerator[Chunk]:
-        yield first.result()
+        yield await first
         async for chunk in rest:
             yield chunk
 
@@ -184,6 +195,7 @@ class EnteredTwice(BrokenEngine):
 class TornCharacters(BrokenEngine):
     async def chunks(self, chunks: AsyncIterator[Chunk], options: Mapping[str, Any]) -> AsyncGenerator[Chunk]:
         async for chunk in chunks:
-            stopped = chunk.finish is not None and chunk.finish.reason == "stop"
-            ids = chunk.token_ids[:-1] if stopped else chunk.token_ids
-            yield replace(chunk, text=await self.inner.detokenize(ids))
+            reason = None if chunk.finish is None else chunk.finish.reason
+            ids = chunk.token_ids[:-1] if reason == "stop" else chunk.token_ids
+            # What a closed engine's last chunk has, nobody decodes any more.
+            yield chunk if reason == "abort" else replace(chunk, text=await self.inner.detokenize(ids))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from anyengine import InvalidRequest
 from msgspec.structs import replace
 
-from anyengine_conformance.broken import BrokenEngine, fault
+from anyengine_conformance.broken import BrokenEngine, as_dict, fault, sampling_of
 from anyengine_conformance.families.structured import SCHEMA
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ _DIGITS_400 = "[0-9]{400}"
 
 def _constraint(options: Mapping[str, Any]) -> dict[str, Any]:
     """The constraint of a call; empty without one."""
-    return dict(options.get("structured") or {})
+    given = dict(options.get("structured") or {})
+    return {kind: value for kind, value in given.items() if value is not None}
 
 
 class OtherConstraint(BrokenEngine):
@@ -64,7 +65,7 @@ class MaximumIgnored(OtherConstraint):
 class RequiredIgnored(OtherConstraint):
     def other(self, constraint: dict[str, Any]) -> dict[str, Any] | None:
         schema: Any = constraint.get("json_schema")
-        made_up = isinstance(schema, dict) and schema != SCHEMA and "b" not in schema["properties"]
+        made_up = "properties" in as_dict(schema) and schema != SCHEMA and "b" not in schema["properties"]
         return {"json_schema": {**schema, "required": []}} if made_up else constraint
 
 
@@ -97,7 +98,7 @@ class ChoicesNotEscaped(OtherConstraint):
 @fault("structured.choice-cannot-be-forced-away", "with a bias there is no constraint")
 class BiasComesFirst(BrokenEngine):
     def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        biased = options.get("sampling") is not None and options["sampling"].logit_bias
+        biased = sampling_of(options).logit_bias
         return prompt, {**options, "structured": None} if biased else options
 
 
@@ -132,7 +133,7 @@ class RoomForAll(BrokenEngine):
 @fault("structured.holds-at-any-temperature", "greedy requests are not constrained")
 class GreedyFree(BrokenEngine):
     def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        greedy = _constraint(options) and options["sampling"].greedy
+        greedy = _constraint(options) and sampling_of(options).greedy
         return prompt, {**options, "structured": None} if greedy else options
 
 

@@ -35,7 +35,7 @@ class ChangedChat(BrokenEngine):
         chat = _messages(prompt, options)
         if chat is None:
             return prompt, options
-        return None, {**options, "messages": self.chat(list(chat))}
+        return prompt if "messages" in options else None, {**options, "messages": self.chat(list(chat))}
 
 
 @fault("templates.messages-are-the-rendered-text", "the rendered text gets special tokens once more")

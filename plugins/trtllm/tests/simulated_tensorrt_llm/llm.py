@@ -6,8 +6,11 @@ import asyncio
 import copy
 import inspect
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from anyengine_conformance.adapters import merge
 
 from .executor import Executor
 from .torch import Tensor
@@ -43,9 +46,18 @@ class CompletionOutput:
 class RequestOutput:
     """A result: awaited, or iterated over; bound to the loop that it was made on."""
 
-    def __init__(self, llm: SimulatedLLM, prompt: list[int], params: Any, *, streaming: bool, salt: str | None) -> None:
+    def __init__(
+        self,
+        llm: SimulatedLLM,
+        executor: Executor,
+        prompt: list[int],
+        params: Any,
+        *,
+        streaming: bool,
+        salt: str | None,
+    ) -> None:
         asyncio.get_running_loop()  # the real one asserts it as late as in its iterator
-        self._llm, self._params, self._streaming = llm, params, streaming
+        self._llm, self._executor, self._params, self._streaming = llm, executor, params, streaming
         self.prompt_token_ids = prompt
         self.sampling_params = params
         self.cached_tokens = 0
@@ -54,7 +66,7 @@ class RequestOutput:
         self._done = self._aborted = False
         self._aborting: asyncio.Task[None] | None = None
         in_cpp = llm.in_cpp
-        self.request_id, self._collector, self._sequence = llm.executor.submit(prompt, params, salt, in_cpp=in_cpp)
+        self.request_id, self._collector, self._sequence = executor.submit(prompt, params, salt, in_cpp=in_cpp)
 
     @property
     def finished(self) -> bool:
@@ -63,7 +75,7 @@ class RequestOutput:
     def abort(self) -> None:
         self._aborted = True
         if self._aborting is None and not self._done:
-            self._aborting = asyncio.get_running_loop().create_task(self._llm.executor.abort(self.request_id))
+            self._aborting = asyncio.get_running_loop().create_task(self._executor.abort(self.request_id))
 
     def aborted(self) -> bool:
         return self._aborted
@@ -128,7 +140,7 @@ class RequestOutput:
         params, prompt = self._params, len(self.prompt_token_ids)
         if not (params.return_context_logits or params.return_generation_logits):
             return
-        rows = self._llm.executor.logits(self.prompt_token_ids + output.token_ids)
+        rows = self._executor.logits(self.prompt_token_ids + output.token_ids)
         if params.return_context_logits:
             # Of what came out of the cache there are none.
             self.context_logits = Tensor(rows[self.cached_tokens : prompt])
@@ -166,6 +178,9 @@ class SimulatedLLM:
         # The sampler of "auto" is the one in PyTorch.
         self.in_cpp = tensorrt or str(self.args.sampler_type) == "TRTLLMSampler"
         self.executor = Executor(source, Path(str(self.args.tokenizer or source)), self.args, limits)
+        #: Adapters are merged into weights of their own, each with an executor: slow, and right.
+        self._adapted: dict[str, Executor] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="simulated-adapters-")
         self._source_folder = source
         self._limits = limits
         self._events: list[dict[str, Any]] = []
@@ -232,7 +247,16 @@ class SimulatedLLM:
             raise ValueError("the engine was not built to return logits")
         if self.args.kv_cache_config.event_buffer_max_size:
             self._events.append({"event_id": len(self._events), "data": {"type": "stored"}})
-        return RequestOutput(self, list(inputs), params, streaming=streaming, salt=cache_salt)
+        executor = self.executor if lora_request is None else self._executor_of(Path(lora_request.lora_path))
+        return RequestOutput(self, executor, list(inputs), params, streaming=streaming, salt=cache_salt)
+
+    def _executor_of(self, adapter: Path) -> Executor:
+        if str(adapter) not in self._adapted:
+            merged = Path(self._folder.name) / str(len(self._adapted))
+            merge(self._source_folder, adapter, merged)
+            tokenizer = Path(str(self.args.tokenizer or self._source_folder))
+            self._adapted[str(adapter)] = Executor(merged, tokenizer, self.args, self._limits)
+        return self._adapted[str(adapter)]
 
     async def get_stats_async(self, timeout: float | None = 2) -> AsyncIterator[dict[str, Any]]:  # noqa: ASYNC109
         if self._tensorrt or not self.args.enable_iter_perf_stats:
@@ -253,7 +277,9 @@ class SimulatedLLM:
     def shutdown(self) -> None:
         if not self._closed:
             self._closed = True
-            self.executor.stop()
+            for executor in (self.executor, *self._adapted.values()):
+                executor.stop()
+            self._folder.cleanup()
 
 
 def parameters(method: Any) -> set[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from .errors import BadCheckpoint
 from .ops import FloatArray
 
-__all__ = ["Checkpoint", "Tensor", "as_stored", "read_json", "write_safetensors"]
+__all__ = ["Checkpoint", "Tensor", "as_stored", "read_json", "tensors_of", "write_safetensors"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -69,7 +69,7 @@ class Checkpoint(Mapping[str, Tensor]):
         """
         self.folder = folder
         self.files = _files(folder)
-        self._tensors = {tensor.name: tensor for file in self.files for tensor in _header(file)}
+        self._tensors = {tensor.name: tensor for file in self.files for tensor in tensors_of(file)}
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a tensor's place. Raises `BadCheckpoint` if there is no such tensor."""
@@ -162,7 +162,7 @@ def _files(folder: Path) -> list[Path]:
     raise BadCheckpoint(f"{folder}: has neither {_SINGLE} nor {_INDEX}.")
 
 
-def _header(file: Path) -> Iterator[Tensor]:
+def tensors_of(file: Path) -> Iterator[Tensor]:
     """Read what tensors a file has: https://github.com/huggingface/safetensors, "Format"."""
     try:
         size = file.stat().st_size

@@ -1,0 +1,72 @@
+"""The tests of the tests. All of them are `anyengine conformance selftest`; here is what that command rests on."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from anyengine_conformance import selftest
+from anyengine_conformance.broken import BrokenEngine, Fault, all_faults, declared_file
+from anyengine_conformance.check import all_checks
+
+CORE = {made.id for made in all_checks() if made.tier == "core"}
+
+
+def test_every_check_has_a_fault_and_every_fault_a_check():
+    assert {made.check for made in all_faults()} == {made.id for made in all_checks()}
+
+
+def test_what_also_fails_is_of_faults_that_are_there_and_of_core_checks():
+    faults = {f"{made.check}/{made.name}": made for made in all_faults()}
+    for family in {made.check.partition(".")[0] for made in all_faults()}:
+        file = declared_file(family)
+        declared = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        assert declared.keys() <= faults.keys(), family
+        for name, ids in declared.items():
+            assert set(ids) <= CORE - {faults[name].check}, name
+
+
+@pytest.fixture
+def one_core_check(monkeypatch: pytest.MonkeyPatch):
+    """The cross-product with these checks only."""
+
+    def narrow(*ids: str) -> None:
+        chosen = [made for made in all_checks() if made.id in ids]
+        monkeypatch.setattr(selftest, "all_checks", lambda: chosen)
+
+    return narrow
+
+
+class Harmless(BrokenEngine):
+    """Breaks nothing."""
+
+
+def test_a_fault_that_its_check_does_not_see_is_told(one_core_check):
+    one_core_check("streaming.texts-join")
+    found = selftest.hold(Fault("streaming.texts-join", "nothing", (), "simulated", Harmless), cross=True)
+    assert (found.caught, found.good, found.outcome) == (False, False, "passed")
+
+
+def test_what_a_fault_trips_and_nobody_declared_is_told_with_its_reason(one_core_check):
+    one_core_check("streaming.texts-join", "streaming.tokens-only-once")
+    real = next(made for made in all_faults() if made.name == "CumulativeTokens")
+    found = selftest.hold(replace(real, also_fails=()), cross=True)
+    assert (found.caught, found.good, list(found.undeclared)) == (True, False, ["streaming.texts-join"])
+    assert "expected" in found.undeclared["streaming.texts-join"]
+
+
+def test_what_is_declared_and_does_not_fail_is_told(one_core_check):
+    one_core_check("streaming.first-token-is-timed", "streaming.texts-join")
+    real = next(made for made in all_faults() if made.name == "FirstTokenAfterEnd")
+    found = selftest.hold(replace(real, also_fails=("streaming.texts-join",)), cross=True)
+    assert (found.caught, found.good, found.stale) == (True, False, ["streaming.texts-join"])
+
+
+def test_a_part_of_it_holds_and_says_so_for_each_fault():
+    lines: list[str] = []
+    outcome = selftest.selftest(["seeds.seed-is-reported", "seeds.seeds-differ"], cross=False, say=lines.append)
+    assert outcome.good
+    assert [line.split()[:2] for line in lines[:-1]] == [
+        ["caught", "seeds.seed-is-reported:"],
+        ["caught", "seeds.seeds-differ:"],
+    ]
+    assert lines[-1].startswith("good: 2 of 2 faults as declared, 2 checks")
