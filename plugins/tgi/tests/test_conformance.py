@@ -59,8 +59,9 @@ def test_the_suite_has_no_failure_and_the_expected_unsupported_checks(outcomes: 
     found = outcomes(all_checks())
     assert found["unsupported"] == (HERE / "unsupported.txt").read_text().split()
     assert sorted(found["not-run"]) == NOT_RUN
-    # Whatever is not in one of the two lists passed.
-    assert sorted(found) == ["not-run", "passed", "unsupported"]
+    # Whatever is not in one of the lists passed.
+    assert found["xfailed"] == ["adapters.side-by-side"]
+    assert sorted(found) == ["not-run", "passed", "unsupported", "xfailed"]
 
 
 def test_prompts_have_log_probabilities_where_the_server_was_started_for_them(outcomes: Any):
