@@ -23,7 +23,8 @@ class RemoteTraceback(Exception):
 
 def encode_error(error: AnyEngineError) -> dict[str, Any]:
     """The error's type, message and facts, its notes, and the traceback of its cause."""
-    facts: dict[str, Any] = error.as_dict()
+    # A fact that is None is one too: without it the attribute would be missing on the other side.
+    facts: dict[str, Any] = {name: None for name, value in vars(error).items() if value is None} | error.as_dict()
     facts["misuse"] = isinstance(error, Misuse)
     notes = getattr(error, "__notes__", None)
     facts.pop("__notes__", None)
