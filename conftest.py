@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -19,6 +20,12 @@ ROOT = Path(__file__).parent
 
 #: Engines whose own tests have an option and a marker of their name → the environment that the option means alone.
 REAL = {"lmdeploy": "lmdeploy", "vllm": "vllm-cpu"}
+
+
+def pytest_configure() -> None:
+    """Take interrupts as a program at a terminal does, also in a background job, whose children would ignore them."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
