@@ -4,7 +4,7 @@ import asyncio
 import time
 
 import pytest
-from anyengine import Capabilities, EngineDied, InvalidRequest
+from anyengine import Capabilities, EngineDied, InvalidConfig, InvalidRequest
 from anyengine.backend import TokenDelta
 from anyengine_conformance.badge import badge
 from anyengine_conformance.broken import BrokenBackend, BrokenPlugin
@@ -103,6 +103,18 @@ def test_a_load_that_goes_wrong_is_an_error_of_each_check_and_tried_once(
     assert {result.outcome for result in results} == {"error"}
     assert words in results[0].reason
     assert target.loads == 1
+
+
+def test_an_engine_in_an_environment_has_the_version_that_it_has_there(make_runner, monkeypatch):
+    class NotHere(PluginTarget):
+        async def describe(self):
+            return replace(await super().describe(), engine_version=None)
+
+    monkeypatch.setattr("anyengine_conformance.environment.engine_version", lambda engine, config: "0.33.1")
+    expected = {"a.b": ExpectedFailure(id="a.b", reason="r", link="l", until_version="0.33")}
+    runner = make_runner(NotHere(SimulatedPlugin()), expected=expected)
+    with pytest.raises(InvalidConfig, match=r"expired with version 0.33; this is 0.33.1"):
+        runner.open()
 
 
 def test_an_undeclared_need_is_tested_as_a_refusal_and_never_passes(make_runner, make_check):

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from anyengine import AnyEngineError, EngineDied, EngineUnresponsive, InvalidConfig
+from anyengine import AnyEngineError, EngineConfig, EngineDied, EngineUnresponsive, InvalidConfig
 
 from anyengine_conformance import environment
 from anyengine_conformance.bench import Bench, Hung, Overran
@@ -143,6 +143,8 @@ class Runner:
             self._facts.engine_version = description.engine_version
             self._facts.plugin_version = description.plugin_version
             self._garage.described = description.capabilities
+        if self._facts.engine_version is None and self.settings.factory is None:
+            self._facts.engine_version = self._bench.run(self._version_elsewhere(), self.settings.load_timeout)
         for entry in self._expected.values():
             reason = entry.expired(self._started.date(), self._facts.engine_version)
             if reason is not None:
@@ -150,6 +152,13 @@ class Runner:
                     f"xfails: the entry of {entry.id} {reason}; run the check, and renew the entry or delete it",
                     field=entry.id,
                 )
+
+    async def _version_elsewhere(self) -> str | None:
+        """Of an engine whose library is not here, but in an environment."""
+        try:
+            return environment.engine_version(self.settings.engine, EngineConfig(**self.settings.config))
+        except AnyEngineError:
+            return None  # it has no place to run: the first load says so, and why
 
     def run(self, checks: Sequence[Check]) -> Report:
         """Run them, grouped by variant, and report in the suite's order."""
