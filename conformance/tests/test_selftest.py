@@ -7,6 +7,7 @@ import pytest
 from anyengine_conformance import selftest
 from anyengine_conformance.broken import BrokenEngine, Fault, all_faults, declared_file
 from anyengine_conformance.check import all_checks
+from msgspec.structs import replace as replace_struct
 
 CORE = {made.id for made in all_checks() if made.tier == "core"}
 
@@ -70,3 +71,27 @@ def test_a_part_of_it_holds_and_says_so_for_each_fault():
         ["caught", "seeds.seeds-differ:"],
     ]
     assert lines[-1].startswith("good: 2 of 2 faults as declared, 2 checks")
+
+
+@pytest.mark.parametrize(("second", "good"), [({}, True), ({"stats.add-up": "seen"}, False)], ids=["timing", "lasting"])
+def test_what_was_not_as_declared_is_held_again_alone_and_both_are_told(monkeypatch, second, good):
+    real, outcomes, lines = selftest.hold, iter([{"errors.serves-on": "slow"}, second]), []
+    monkeypatch.setattr(
+        selftest, "hold", lambda fault, cross: replace_struct(real(fault, cross=False), undeclared=next(outcomes))
+    )
+    outcome = selftest.selftest(["seeds.seed-is-reported"], say=lines.append)
+    assert outcome.good is good
+    assert outcome.faults[0].first == ["also fails, undeclared: errors.serves-on: slow"]
+    assert "held again" in lines[0]
+    assert ("stats.add-up" in lines[1]) is not good
+
+
+def test_a_fault_that_was_not_caught_is_not_held_again(monkeypatch):
+    real, calls = selftest.hold, []
+    monkeypatch.setattr(
+        selftest,
+        "hold",
+        lambda fault, cross: calls.append(fault) or replace_struct(real(fault, cross=False), caught=False),
+    )
+    outcome = selftest.selftest(["seeds.seed-is-reported"])
+    assert (outcome.good, len(calls)) == (False, 1)
