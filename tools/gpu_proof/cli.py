@@ -11,8 +11,10 @@ import click
 from anyengine.environments import find_environment
 from anyengine.environments.registry import add_environment
 from anyengine.errors import AnyEngineError
+from anyengine_conformance.report import read_report, write_report
+from anyengine_conformance.shards import merged
 
-from .machine import machine
+from .machine import ROOT, machine
 from .plan import Plan, within
 from .rehearsal import environments, rehearsal
 from .runner import Runner
@@ -26,8 +28,7 @@ from .step import CUT_OFF, Step
 @click.option("--steps", "wanted", multiple=True, metavar="PREFIX", help="Only steps that begin so; may be repeated.")
 @click.option("--list", "listing", is_flag=True, help="Show the steps, and run nothing.")
 @click.option("--gpu", "gpus", type=int, multiple=True, default=(0,), show_default=True)
-@click.option("--at-once", default=3, show_default=True, help="Steps that share a GPU.")
-@click.option("--jobs", default=6, show_default=True, help="Processes of a conformance run.")
+@click.option("--at-once", default=8, show_default=True, help="Steps that share a GPU and its 16 cores.")
 @click.option("--budget", type=float, help="Seconds after which everything ends.")
 @click.option("--commit", help="Of this checkout, where git cannot say.")
 @click.option("--failed", is_flag=True, help="Also the steps that did not pass; they go on from what they wrote.")
@@ -42,7 +43,6 @@ def main(
     listing: bool,
     gpus: tuple[int, ...],
     at_once: int,
-    jobs: int,
     budget: float | None,
     commit: str | None,
     failed: bool,
@@ -55,7 +55,7 @@ def main(
     pythons = environments() if rehearse else dict(each.partition("=")[::2] for each in named)
     _register(pythons)
     folder = results.absolute()
-    plan = rehearsal(folder, pythons, jobs) if rehearse else _plan(str(model), folder, pythons, jobs)
+    plan = rehearsal(folder, pythons) if rehearse else _plan(str(model), folder, pythons)
     every = plan.steps()
     chosen = [step for step in every if not wanted or step.name.startswith(wanted)]
     if wanted and not chosen and not "parity".startswith(wanted):
@@ -69,6 +69,7 @@ def main(
     ends = None if budget is None else time.monotonic() + budget
     left = _left(chosen, failed=failed, again=again)
     asyncio.run(Runner(left, gpus, at_once, ends, again=again).run())
+    _merge(plan, every)
     if not wanted or "parity".startswith(wanted):
         last = _left([plan.judging(every)], failed=failed, again=again)
         asyncio.run(Runner(last, gpus[:1], 1, ends, again=again).run())
@@ -84,9 +85,34 @@ def _register(pythons: dict[str, str]) -> None:
             add_environment(name, python)
 
 
-def _plan(model: str, results: Path, pythons: dict[str, str], jobs: int) -> Plan:
+def _plan(model: str, results: Path, pythons: dict[str, str]) -> Plan:
     name = Path(model).name
-    return Plan(within(model), results, pythons, jobs, made=Path(".cache/gpu-proof") / name)
+    return Plan(_near(Path(model).absolute()), results, pythons, made=Path(".cache/gpu-proof") / name)
+
+
+def _near(model: Path) -> str:
+    """The checkpoint by a name within the repository, so that reports name no place of this machine."""
+    near = ROOT / ".cache" / model.name
+    if not model.is_relative_to(ROOT) and not near.exists():
+        near.parent.mkdir(exist_ok=True)
+        near.unlink(missing_ok=True)
+        near.symlink_to(model, target_is_directory=True)
+    return within(near if near.exists() and near.samefile(model) else model)
+
+
+def _merge(plan: Plan, every: list[Step]) -> None:
+    """One report of each whole of which all parts are there."""
+    for file, parts in plan.wholes(every).items():
+        there = [part.report for part in parts if part.outcome() in ("passed", "failed") and part.report.exists()]
+        if len(there) == len(parts):
+            if file.suffix == ".txt":
+                file.write_text("\n".join(report.read_text("utf-8") for report in there), "utf-8")
+            else:
+                reports = [read_report(report) for report in there]
+                write_report(merged(reports, sum(report.duration for report in reports)), file)
+            click.echo(f"{file.name}: merged of {len(parts)} parts")
+        elif there:
+            click.echo(f"{file.name}: {len(there)} of {len(parts)} parts are there")
 
 
 def _left(chosen: list[Step], *, failed: bool, again: bool) -> list[Step]:

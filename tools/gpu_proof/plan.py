@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from anyengine_conformance.runner import select
+from anyengine_conformance.shards import split
 
 from .machine import ROOT
 from .step import Step, Turn
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
 
 ANYENGINE = (sys.executable, "-m", "anyengine")
 PARITY = (*ANYENGINE, "conformance", "parity")
+#: A test function and its fixtures.
+_TEST = re.compile(r"^(?:async )?def (test_\w+)\(([^)]*)\)", re.MULTILINE)
 #: Checks of what `determinism` promises.
 DETERMINISM = (
     "batching.invariant-bit-for-bit",
@@ -43,24 +49,24 @@ class Plan:
         model: folder of the checkpoint.
         results: folder of the reports.
         pythons: name of an environment → its interpreter.
-        jobs: processes of a conformance run.
         made: folder of the checkpoints that are made of the model.
         variants: engines.
         quantizers: toolchains.
         tests: of engines.
         side_by_side: arguments of that example.
+        checks: families of the conformance suite; all without any.
         extra: kind of step → further arguments; `parity` is one.
     """
 
     model: str
     results: Path
     pythons: dict[str, str]
-    jobs: int
     made: Path = Path(".cache/gpu-proof")
     variants: Sequence[Variant] = VARIANTS
     quantizers: Sequence[Quantizer] = QUANTIZERS
     tests: Sequence[Tests] = TESTS
     side_by_side: tuple[str, ...] = SIDE_BY_SIDE
+    checks: tuple[str, ...] = ()
     extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
     def steps(self) -> list[Step]:
@@ -72,13 +78,22 @@ class Plan:
         made += [step for variant in self.variants for step in self._determinism(variant)]
         made += [self._side_by_side()]
         made += [step for variant in self.variants for step in self._speed(variant)]
-        return made + [self._tests(tests) for tests in self.tests]
+        return made + [step for tests in self.tests for step in self._tests(tests)]
 
     def judging(self, every: list[Step]) -> Step:
         """The parity table, of the answers that are there."""
         files = [str(step.report) for step in every if step.name.startswith("answers/") and step.outcome() == "passed"]
         words = ("--model", self.model, "--oracle", "transformers", "-o", "device=cuda")
         return self._step("parity", (*PARITY, "judge", *files, *words), "--output", limit=470)
+
+    def wholes(self, every: list[Step]) -> dict[Path, list[Step]]:
+        """Report of a whole conformance run, or of an engine's tests → its parts."""
+        found: dict[Path, list[Step]] = {}
+        for step in every:
+            if step.report.parent.name == "parts":
+                whole = f"{step.report.stem.rpartition('-')[0]}{step.report.suffix}"
+                found.setdefault(self.results / whole, []).append(step)
+        return found
 
     def _step(
         self,
@@ -147,16 +162,24 @@ class Plan:
         return made
 
     def _conformance(self, variant: Variant) -> list[Step]:
-        """The suite on its own model, and on the checkpoint."""
+        """The suite on its own model, and on the checkpoint, both in parts."""
         if not variant.suite:
             return []
-        command = (*ANYENGINE, "conformance", "run", *variant.suite, "--jobs", str(self.jobs))
-        other = (*command, "--model", self.model, "--oracle", "transformers")
-        file = f"conformance-{variant.name}-smollm2.json"
-        return [
-            self._step(f"conformance/{variant.name}", command, "--report", limit=900),
-            self._step(f"conformance-smollm2/{variant.name}", other, "--report", limit=900, file=file),
-        ]
+        command = (*ANYENGINE, "conformance", "run", *variant.suite)
+        on = {
+            ("conformance", ""): (),
+            ("conformance-smollm2", "-smollm2"): ("--model", self.model, "--oracle", "transformers"),
+        }
+        made: list[Step] = []
+        for (kind, suffix), words in on.items():
+            for number, checks in enumerate(split(select(self.checks), variant.parts), 1):
+                only = tuple(word for check in checks for word in ("--only", check.id))
+                name, file = (
+                    f"{kind}/{variant.name}/{number}",
+                    f"parts/conformance-{variant.name}{suffix}-{number}.json",
+                )
+                made.append(self._step(name, (*command, *words, *only), "--report", limit=560, file=file))
+        return made
 
     def _determinism(self, variant: Variant) -> list[Step]:
         """The checks of that alone, on the checkpoint: the suite has them, among hundreds of others."""
@@ -164,15 +187,20 @@ class Plan:
             return []
         only = tuple(word for check in DETERMINISM for word in ("--only", check))
         command = (*ANYENGINE, "conformance", "run", *variant.suite, "--model", self.model, *only)
-        command += ("--oracle", "transformers", "--jobs", "2")
+        command += ("--oracle", "transformers")
         return [self._step(f"determinism/{variant.name}", command, "--report", limit=400)]
 
-    def _tests(self, tests: Tests) -> Step:
-        """Some of them measure the memory of the GPU."""
-        command = (sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "--gpu", *tests.words)
-        return self._step(
-            f"tests/{tests.engine}", command, None, limit=900, file=f"tests-{tests.engine}.txt", turn="alone"
-        )
+    def _tests(self, tests: Tests) -> list[Step]:
+        """A step for each function: they load engines of their own. Those that ask for its memory have a GPU alone."""
+        made: list[Step] = []
+        for name, fixtures in _TEST.findall((ROOT / tests.file).read_text("utf-8")):
+            what = (f"{tests.file}::{name}", *tests.words)
+            command = (sys.executable, "-m", "pytest", "-rA", "--no-header", "-p", "no:cacheprovider", "--gpu", *what)
+            turn: Turn = "alone" if "gpu" in fixtures.replace(" ", "").split(",") else "shared"
+            file = f"parts/tests-{tests.engine}-{name.removeprefix('test_')}.txt"
+            step = f"tests/{tests.engine}/{name.removeprefix('test_')}"
+            made.append(self._step(step, command, None, limit=560, file=file, turn=turn))
+        return made
 
     def _side_by_side(self) -> Step:
         command = (sys.executable, "examples/side_by_side.py", "--model", self.model, *self.side_by_side)

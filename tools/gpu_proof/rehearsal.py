@@ -21,9 +21,8 @@ MODEL = "plugins/reference/src/anyengine_reference/models/storyteller"
 EXTRA = {
     "draft": ("--layers", "1"),
     "answers": ("--max-tokens", "4"),
-    "conformance": ("--only", "lifecycle"),
-    "conformance-smollm2": ("--only", "tokens", "--oracle", "reference"),
-    "determinism": ("--oracle", "reference", "--jobs", "1"),
+    "conformance-smollm2": ("--oracle", "reference"),
+    "determinism": ("--oracle", "reference"),
     "tests": ("--collect-only",),
     "side-by-side": ("--max-tokens", "4"),
     "quantized": ("--rounds", "1", "--tokens", "4", "--requests", "2"),
@@ -41,13 +40,12 @@ def environments() -> dict[str, str]:
     return {name: sys.executable for name in every if name is not None}
 
 
-def rehearsal(results: Path, pythons: dict[str, str], jobs: int) -> Plan:
+def rehearsal(results: Path, pythons: dict[str, str]) -> Plan:
     """The plan."""
     return Plan(
         MODEL,
         results,
         pythons,
-        jobs,
         made=Path(".cache/gpu-proof-rehearsal"),
         variants=[
             replace(
@@ -55,6 +53,7 @@ def rehearsal(results: Path, pythons: dict[str, str], jobs: int) -> Plan:
                 engine="reference",
                 options=("kv_cache.capacity_tokens=16384",),
                 suite=("reference",) if each.suite else (),
+                parts=2,
                 overhead=(),
             )
             for each in variants.VARIANTS
@@ -64,5 +63,6 @@ def rehearsal(results: Path, pythons: dict[str, str], jobs: int) -> Plan:
             for each in variants.QUANTIZERS
         ],
         side_by_side=("reference@vllm", "reference@lmdeploy"),
+        checks=("lifecycle", "tokens"),
         extra=EXTRA,
     )

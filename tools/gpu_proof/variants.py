@@ -54,6 +54,7 @@ class Variant:
         environment: that it runs in; None for this one.
         options: fields of EngineConfig.
         suite: arguments of its conformance run; none where that would say nothing more.
+        parts: steps that this run is cut into, so that each takes a few minutes.
         overhead: benchmark against its native API, and its options.
         speculation: ways to speculate that it has.
         concurrency: whether its throughput is worth measuring.
@@ -67,6 +68,7 @@ class Variant:
     environment: str | None = None
     options: tuple[str, ...] = ()
     suite: tuple[str, ...] = ()
+    parts: int = 4
     overhead: tuple[str, ...] = ()
     speculation: tuple[Speculation, ...] = ()
     concurrency: bool = True
@@ -82,6 +84,7 @@ VARIANTS = (
         "vllm",
         ("dtype=bfloat16", "max_model_len=2048", CACHE),
         ("--config", "plugins/vllm/conformance-gpu.toml"),
+        16,
         # Loading three of them takes most of the time there is.
         ("benchmarks/vllm_overhead.py", "--rounds", "2"),
         SPECULATION,
@@ -94,6 +97,7 @@ VARIANTS = (
         "lmdeploy",
         ("dtype=bfloat16", "max_model_len=2048", "kv_cache.gpu_memory_fraction=0.05", "native.backend=turbomind"),
         ("--config", "plugins/lmdeploy/conformance-turbomind.toml"),
+        8,
         ("benchmarks/lmdeploy_overhead.py",),
     ),
     Variant(
@@ -103,6 +107,7 @@ VARIANTS = (
         "lmdeploy",
         ("dtype=bfloat16", "max_model_len=2048", CACHE, "native.backend=pytorch", "execution=eager"),
         ("--config", "plugins/lmdeploy/conformance-pytorch.toml"),
+        8,
     ),
     # The control: what the data type alone does.
     Variant(
@@ -164,16 +169,18 @@ class Tests:
 
     Attributes:
         engine: its name.
+        file: that has them.
         words: arguments of pytest.
     """
 
     engine: str
+    file: str
     words: tuple[str, ...]
 
 
 TESTS = (
-    Tests("vllm", ("--vllm=vllm", "plugins/vllm/tests/test_real_gpu.py")),
-    Tests("lmdeploy", ("--lmdeploy=lmdeploy", "plugins/lmdeploy/tests/test_real_gpu.py")),
+    Tests("vllm", "plugins/vllm/tests/test_real_gpu.py", ("--vllm=vllm",)),
+    Tests("lmdeploy", "plugins/lmdeploy/tests/test_real_gpu.py", ("--lmdeploy=lmdeploy",)),
 )
 
 #: As ``examples/side_by_side.py`` takes them.
