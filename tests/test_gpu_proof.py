@@ -23,9 +23,9 @@ from tools.gpu_proof.step import Step  # noqa: E402
 PYTHONS = {"vllm": sys.executable, "lmdeploy": sys.executable, "compressor": sys.executable}
 
 
-def step(tmp_path, code, *, limit=30.0, name="made", turn="shared", **fields):
+def step(tmp_path, code, *, limit=30.0, name="made", **fields):
     report = tmp_path / f"{name}.json"
-    return Step(name, (sys.executable, "-c", code, str(report)), report, limit, turn, **fields)
+    return Step(name, (sys.executable, "-c", code, str(report)), report, limit, **fields)
 
 
 async def run(*steps, ends=None, at_once=2, again=False):
@@ -119,15 +119,21 @@ async def test_a_step_runs_on_its_gpu_and_its_record_names_no_place_of_the_machi
     assert str(tmp_path) not in made.record.read_text()
 
 
-async def test_what_others_need_comes_first_and_what_measures_speed_last(tmp_path):
+async def test_what_others_need_ends_before_them_and_what_measures_speed_comes_last(tmp_path):
     seen = tmp_path / "seen.txt"
     note = f"open({str(seen)!r}, 'a').write(pathlib.Path(sys.argv[1]).stem + ' ');"
     await run(
-        step(tmp_path, REPORTS + note, name="speed", turn="alone"),
-        step(tmp_path, REPORTS + note, name="shared"),
-        step(tmp_path, REPORTS + note, name="draft", turn="first"),
+        step(tmp_path, REPORTS + note, name="speed", alone=True, needs=("draft",)),
+        step(tmp_path, REPORTS + note, name="answers", needs=("draft",)),
+        step(tmp_path, "import time; time.sleep(0.5);" + REPORTS + note, name="draft"),
     )
-    assert seen.read_text().split() == ["draft", "shared", "speed"]
+    assert seen.read_text().split() == ["draft", "answers", "speed"]
+
+
+async def test_what_a_step_needs_but_nobody_asked_for_is_not_waited_for(tmp_path):
+    made = step(tmp_path, REPORTS, needs=("draft",))
+    await run(made)
+    assert made.outcome() == "passed"
 
 
 def test_the_table_is_made_of_the_answers_that_are_there(tmp_path):

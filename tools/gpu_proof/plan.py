@@ -14,7 +14,7 @@ from anyengine_conformance.runner import select
 from anyengine_conformance.shards import split
 
 from .machine import ROOT
-from .step import Step, Turn
+from .step import Step
 from .variants import DRAFT, ITSELF, QUANTIZERS, SIDE_BY_SIDE, TESTS, VARIANTS
 
 if TYPE_CHECKING:
@@ -103,14 +103,15 @@ class Plan:
         *,
         limit: float,
         file: str | None = None,
-        turn: Turn = "shared",
+        alone: bool = False,
+        needs: tuple[str, ...] = (),
         makes: Path | None = None,
     ) -> Step:
         """A step whose report is given by that option, or is what it prints."""
         report = self.results / (file or f"{name.replace('/', '-')}.json")
         words = () if option is None else (option, str(report))
         extra = self.extra.get(name.partition("/")[0], ())
-        return Step(name, (*command, *words, *extra), report, limit, turn, prints=option is None, makes=makes)
+        return Step(name, (*command, *words, *extra), report, limit, alone, needs, option is None, makes)
 
     def _options(self, variant: Variant) -> tuple[str, ...]:
         there = () if variant.environment is None else (f"environment={variant.environment}",)
@@ -121,7 +122,7 @@ class Plan:
     def _draft(self) -> Step:
         folder = self.made / "draft"
         command = (sys.executable, "tools/cut_draft.py", self.model, str(folder))
-        return self._step("draft", command, None, limit=60, turn="first", makes=ROOT / folder)
+        return self._step("draft", command, None, limit=60, makes=ROOT / folder)
 
     def _checkpoint(self, quantizer: Quantizer, scheme: str) -> Path:
         return self.made / f"{quantizer.name}-{scheme}"
@@ -158,7 +159,8 @@ class Plan:
         for name, (label, words) in rows.items():
             base = ("answer", variant.engine, "--label", label, "--model", self.model)
             command = (*PARITY, *base, *self._options(variant), *words)
-            made.append(self._step(f"answers/{name}", command, "--output", limit=400, file=f"answers-{name}.jsonl"))
+            file = f"answers-{name}.jsonl"
+            made.append(self._step(f"answers/{name}", command, "--output", limit=400, file=file, needs=("draft",)))
         return made
 
     def _conformance(self, variant: Variant) -> list[Step]:
@@ -196,15 +198,15 @@ class Plan:
         for name, fixtures in _TEST.findall((ROOT / tests.file).read_text("utf-8")):
             what = (f"{tests.file}::{name}", *tests.words)
             command = (sys.executable, "-m", "pytest", "-rA", "--no-header", "-p", "no:cacheprovider", "--gpu", *what)
-            turn: Turn = "alone" if "gpu" in fixtures.replace(" ", "").split(",") else "shared"
+            alone = "gpu" in fixtures.replace(" ", "").split(",")
             file = f"parts/tests-{tests.engine}-{name.removeprefix('test_')}.txt"
             step = f"tests/{tests.engine}/{name.removeprefix('test_')}"
-            made.append(self._step(step, command, None, limit=560, file=file, turn=turn))
+            made.append(self._step(step, command, None, limit=560, file=file, alone=alone))
         return made
 
     def _side_by_side(self) -> Step:
         command = (sys.executable, "examples/side_by_side.py", "--model", self.model, *self.side_by_side)
-        return self._step("side-by-side", command, None, limit=400, file="side-by-side.txt", turn="alone")
+        return self._step("side-by-side", command, None, limit=400, file="side-by-side.txt", alone=True)
 
     # -- how fast -----------------------------------------------------------------------------------------------------
 
@@ -223,4 +225,8 @@ class Plan:
         if variant.overhead and variant.environment in self.pythons:
             command = (self.pythons[variant.environment], *variant.overhead, self.model)
             programs[f"overhead/{variant.name}"] = command
-        return [self._step(name, command, "--json", limit=560, turn="alone") for name, command in programs.items()]
+        needs = {"quantized": ("quantize/",), "speculation": ("draft",)}
+        return [
+            self._step(name, command, "--json", limit=560, alone=True, needs=needs.get(name.partition("/")[0], ()))
+            for name, command in programs.items()
+        ]

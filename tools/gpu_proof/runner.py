@@ -7,21 +7,23 @@ import contextlib
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from .machine import ROOT
-from .step import CUT_OFF, Step, Turn
+from .step import CUT_OFF
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from .step import Step
 
 
 class Runner:
     """Runs steps.
 
     Args:
-        chosen: in the order that they are taken in, as far as their turns allow.
+        chosen: in the order that they are taken in, as far as their needs allow.
         gpus: numbers.
         at_once: steps that share a GPU.
         ends: time on the monotonic clock at which everything ends; None for never.
@@ -31,22 +33,46 @@ class Runner:
     def __init__(
         self, chosen: Sequence[Step], gpus: Sequence[int], at_once: int, ends: float | None, *, again: bool = False
     ) -> None:
-        self.chosen = chosen
+        self.waiting = list(chosen)
+        self.running: list[Step] = []
+        self.changed = asyncio.Condition()
         self.gpus = gpus
         self.at_once = at_once
         self.ends = ends
         self.again = again
 
     async def run(self) -> None:
-        """Turn by turn; a GPU takes the next step when it has room."""
-        for turn in get_args(Turn):
-            waiting = [step for step in self.chosen if step.turn == turn]
-            slots = list(self.gpus) * (1 if turn == "alone" else self.at_once)
-            await asyncio.gather(*(self._slot(waiting, gpu) for gpu in slots))
+        """Those that share a GPU first, on a machine that is quiet then the others; a GPU takes the next as it can."""
+        for alone in (False, True):
+            slots = list(self.gpus) * (1 if alone else self.at_once)
+            await asyncio.gather(*(self._slot(gpu, alone=alone) for gpu in slots))
 
-    async def _slot(self, waiting: list[Step], gpu: int) -> None:
-        while waiting:
-            await self._step(waiting.pop(0), gpu)
+    async def _slot(self, gpu: int, *, alone: bool) -> None:
+        def none_left() -> bool:
+            return all(step.alone != alone for step in self.waiting)
+
+        while True:
+            async with self.changed:
+                await self.changed.wait_for(lambda: none_left() or self._ready(alone=alone) is not None)
+                step = self._ready(alone=alone)
+                if step is None:
+                    return
+                self.waiting.remove(step)
+                self.running.append(step)
+            try:
+                await self._step(step, gpu)
+            finally:
+                async with self.changed:
+                    self.running.remove(step)
+                    self.changed.notify_all()
+
+    def _ready(self, *, alone: bool) -> Step | None:
+        """The first one that needs nothing that has not ended."""
+        for step in self.waiting:
+            open_ = any(other.name.startswith(step.needs) for other in (*self.waiting, *self.running))
+            if step.alone == alone and not open_:
+                return step
+        return None
 
     async def _step(self, step: Step, gpu: int) -> None:
         limit = step.limit if self.ends is None else min(step.limit, self.ends - time.monotonic())

@@ -7,10 +7,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-#: When a step runs: what others need, then what shares a GPU, then what measures speed or memory and has one to itself.
-Turn = Literal["first", "shared", "alone"]
 CUT_OFF = "cut off"
 
 
@@ -23,7 +20,8 @@ class Step:
         command: arguments.
         report: that it writes; in the results folder.
         limit: seconds.
-        turn: when it runs.
+        alone: on its GPU, because it measures speed or memory.
+        needs: beginnings of the names of steps that must have ended before.
         prints: its report is what it writes to stdout.
         makes: folder that it makes; a step whose folder is gone has not run.
     """
@@ -32,7 +30,8 @@ class Step:
     command: tuple[str, ...]
     report: Path
     limit: float
-    turn: Turn = "shared"
+    alone: bool = False
+    needs: tuple[str, ...] = ()
     prints: bool = False
     makes: Path | None = None
 
