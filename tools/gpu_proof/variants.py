@@ -159,7 +159,7 @@ QUANTIZERS = (
     Quantizer(
         "vllm", "vllm", "compressor", _as_named("fp8-dynamic", "fp8-static", "int8-w8a8", "int4-gptq", "int4-awq")
     ),
-    Quantizer("lmdeploy", "lmdeploy", "lmdeploy", _as_named("int4-awq", "int8-w8a8")),
+    Quantizer("lmdeploy", "lmdeploy", "lmdeploy", _as_named("int4-awq", "int8-w8a8", "fp8-dynamic")),
 )
 
 
