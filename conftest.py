@@ -101,16 +101,22 @@ def _alive(pid: int) -> bool:
 
 
 class Gpu:
-    """The GPUs of this host, as ``nvidia-smi`` tells. Of memory: nothing else may run on the first one."""
+    """The GPUs that this process may use, as ``nvidia-smi`` tells. Of memory: nothing else may run on the first one."""
+
+    def ids(self) -> list[str]:
+        """Their names for ``nvidia-smi``."""
+        if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            return visible.split(",")
+        query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()  # noqa: S603
 
     def count(self) -> int:
         """How many there are."""
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)  # noqa: S607
-        return len(listed.stdout.splitlines())
+        return len(self.ids())
 
     def used(self) -> int:
         """MiB in use on the first one."""
-        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--id={self.ids()[0]}"]
         return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout)  # noqa: S603
 
     async def back_to(self, level: int, seconds: int = 10) -> bool:

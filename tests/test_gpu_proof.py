@@ -1,24 +1,39 @@
 """The steps of a proof: each is run once, under its limit, and what was cut off is run again."""
 
+import asyncio
 import json
 import runpy
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PROOF = runpy.run_path(str(ROOT / "tools" / "gpu_proof.py"))
+sys.path.insert(0, str(ROOT))
+
+from tools.gpu_proof.cli import _left  # noqa: E402 the repository is no package
+from tools.gpu_proof.plan import Plan  # noqa: E402
+from tools.gpu_proof.rehearsal import rehearsal  # noqa: E402
+from tools.gpu_proof.runner import Runner  # noqa: E402
+from tools.gpu_proof.step import Step  # noqa: E402
+
+PYTHONS = {"vllm": sys.executable, "lmdeploy": sys.executable, "compressor": sys.executable}
 
 
-def step(tmp_path, code, *, limit=30.0, name="made", alone=False):
+def step(tmp_path, code, *, limit=30.0, name="made", **fields):
     report = tmp_path / f"{name}.json"
-    return PROOF["Step"](name, (sys.executable, "-c", code, str(report)), report, limit, alone=alone)
+    return Step(name, (sys.executable, "-c", code, str(report)), report, limit, **fields)
 
 
-async def run(*steps, ends=None, at_once=2):
-    await PROOF["Runner"](list(steps), [3], at_once, ends).run()
+async def run(*steps, ends=None, at_once=2, again=False):
+    await Runner(list(steps), [3], at_once, ends, again=again).run()
+
+
+def left(made, *, failed=False, again=False):
+    return _left([made], failed=failed, again=again) == [made]
 
 
 REPORTS = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('{}');"
@@ -33,13 +48,12 @@ REPORTS = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('{}');"
         ("", "no report"),
     ],
 )
-async def test_a_step_that_ended_is_not_left(tmp_path, code, outcome):
+async def test_a_step_that_ended_is_not_left_unless_asked_for(tmp_path, code, outcome):
     made = step(tmp_path, code)
-    assert (made.outcome(), PROOF["_left"]([made], again=False)) == (None, [made])
+    assert (made.outcome(), left(made)) == (None, True)
     await run(made)
     assert made.outcome() == outcome
-    assert PROOF["_left"]([made], again=False) == []
-    assert PROOF["_left"]([made], again=True) == [made]
+    assert (left(made), left(made, failed=True), left(made, again=True)) == (False, outcome != "passed", True)
 
 
 async def test_another_command_is_another_step(tmp_path):
@@ -53,7 +67,39 @@ async def test_a_step_beyond_its_limit_is_cut_off_with_what_it_started_and_left_
     started = time.monotonic()
     await run(made)
     assert time.monotonic() - started < 60
-    assert (made.outcome(), PROOF["_left"]([made], again=False)) == ("cut off", [made])
+    assert (made.outcome(), left(made)) == ("cut off", True)
+
+
+async def test_a_step_whose_runner_is_gone_was_cut_off(tmp_path):
+    made = step(tmp_path, REPORTS + "import time; time.sleep(600)", limit=600.0)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(run(made), 1)
+    assert (made.outcome(), left(made)) == ("cut off", True)
+
+
+async def test_what_was_written_is_gone_on_from_but_not_when_all_begins_again(tmp_path):
+    made = step(tmp_path, "import sys; open(sys.argv[1], 'a').write('x')")
+    await run(made)
+    await run(made)
+    assert made.report.read_text() == "xx"
+    await run(made, again=True)
+    assert made.report.read_text() == "x"
+
+
+async def test_a_step_without_the_folder_that_it_makes_has_not_run_and_one_runs_without_an_old_one(tmp_path):
+    folder = tmp_path / "made-by-it"
+    folder.mkdir()
+    made = step(tmp_path, REPORTS + f"pathlib.Path({str(folder)!r}).mkdir()", makes=folder)
+    await run(made)
+    assert made.outcome() == "passed"
+    folder.rmdir()
+    assert made.outcome() is None
+
+
+async def test_what_a_step_prints_can_be_its_report(tmp_path):
+    made = step(tmp_path, "import sys; print('said'); print('grumbled', file=sys.stderr)", prints=True)
+    await run(made)
+    assert (made.report.read_text(), made.report.with_suffix(".log").read_text()) == ("said\n", "grumbled\n")
 
 
 async def test_nothing_is_started_when_no_time_is_left(tmp_path):
@@ -73,20 +119,25 @@ async def test_a_step_runs_on_its_gpu_and_its_record_names_no_place_of_the_machi
     assert str(tmp_path) not in made.record.read_text()
 
 
-async def test_what_measures_speed_waits_for_the_others(tmp_path):
+async def test_what_others_need_ends_before_them_and_what_measures_speed_comes_last(tmp_path):
     seen = tmp_path / "seen.txt"
     note = f"open({str(seen)!r}, 'a').write(pathlib.Path(sys.argv[1]).stem + ' ');"
     await run(
-        step(tmp_path, REPORTS + note, name="speed", alone=True),
-        step(tmp_path, REPORTS + note, name="first"),
-        step(tmp_path, REPORTS + note, name="second"),
+        step(tmp_path, REPORTS + note, name="speed", alone=True, needs=("draft",)),
+        step(tmp_path, REPORTS + note, name="answers", needs=("draft",)),
+        step(tmp_path, "import time; time.sleep(0.5);" + REPORTS + note, name="draft"),
     )
-    assert sorted(seen.read_text().split()[:2]) == ["first", "second"]
-    assert seen.read_text().split()[2:] == ["speed"]
+    assert seen.read_text().split() == ["draft", "answers", "speed"]
+
+
+async def test_what_a_step_needs_but_nobody_asked_for_is_not_waited_for(tmp_path):
+    made = step(tmp_path, REPORTS, needs=("draft",))
+    await run(made)
+    assert made.outcome() == "passed"
 
 
 def test_the_table_is_made_of_the_answers_that_are_there(tmp_path):
-    plan = PROOF["Plan"]("model", tmp_path, {"vllm": "python"}, 2)
+    plan = Plan("model", tmp_path, {"vllm": "python"})
     every = plan.steps()
     answers = [each for each in every if each.name.startswith("answers/")]
     assert len(answers) > 4
@@ -96,8 +147,62 @@ def test_the_table_is_made_of_the_answers_that_are_there(tmp_path):
     assert [word for word in command if word.endswith(".jsonl")] == [str(answers[0].report)]
 
 
-def test_every_step_has_a_name_and_a_report_of_its_own_and_names_files_that_are_there(tmp_path):
-    every = PROOF["Plan"]("model", tmp_path, {"vllm": "python", "lmdeploy": "python"}, 2).steps()
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+class Understood(BaseException):  # no program of ours catches those
+    """A command line was read, and what it asks for would begin now."""
+
+
+def plans(tmp_path):
+    return Plan("model", tmp_path, PYTHONS), rehearsal(tmp_path, PYTHONS)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["proof", "rehearsal"])
+def test_every_step_has_a_name_and_a_report_of_its_own_and_names_files_that_are_there(tmp_path, which):
+    every = plans(tmp_path)[which].steps()
     assert len({each.name for each in every}) == len({each.report for each in every}) == len(every)
     files = [word for each in every for word in each.command if word.endswith((".py", ".toml"))]
     assert [word for word in files if not (ROOT / word).exists()] == []
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["proof", "rehearsal"])
+def test_every_command_line_is_understood(tmp_path, which, monkeypatch):
+    import argparse
+
+    from anyengine import EngineConfig
+    from anyengine.cli.options import merged
+
+    read = argparse.ArgumentParser.parse_args
+
+    def stop(*given, **named):
+        read(*given, **named)
+        raise Understood
+
+    def begin(command, context):
+        """Fields of an engine are looked at before anything is loaded."""
+        EngineConfig(**merged({}, context.params.get("assignments", ())))
+        raise Understood
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr(click.Command, "invoke", begin)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    plan = plans(tmp_path)[which]
+    plan = replace(plan, model="plugins/reference/src/anyengine_reference/models/storyteller")
+    every = plan.steps()
+    for each in every:
+        if each.name.startswith("answers/"):
+            each.report.parent.mkdir(exist_ok=True)
+            each.report.write_text("")
+            each.write("passed", 1.0, 0)
+    for each in [*every, plan.judging(every)]:
+        program, *words = each.command[1:]
+        if each.name.startswith("tests/"):
+            continue  # pytest reads its command line when the rehearsal collects
+        module = program == "-m"
+        monkeypatch.setattr(sys, "argv", words if module else [program, *words])
+        sys.path.insert(0, str((ROOT / program).parent))
+        start = runpy.run_module if module else runpy.run_path
+        with pytest.raises(Understood):
+            start(words[0] if module else program, run_name="__main__")

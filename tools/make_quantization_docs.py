@@ -99,19 +99,33 @@ def matrix() -> str:
     return table(["scheme", "stored as", *COLUMNS], rows) + note
 
 
+def drift(found: dict[str, float] | None) -> tuple[str, str, str]:
+    """How far from the float model."""
+    if found is None:
+        return "not measured", "", ""
+    return f"{found['perplexity_ratio']:.4f}", f"{found['mean_kl']:.4f}", f"{found['top1_agreement']:.1%}"
+
+
+def speed(row: dict[str, Any], how: str) -> str:
+    """By that of the float model: the median over rounds, and its interval."""
+    if "speed" not in row:
+        return "not timed"
+    found = row["speed"][how]
+    return f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
 def measured() -> str:
     """The rows of the results."""
     rows = [
         [
-            row["engine"],
+            row.get("label", row["engine"]),
             f"{row['device']}, {row['dtype']}",
             row["model"],
             f"`{row['made_as']}` by {row['made_by']}",
             row["against"],
-            f"{row['drift']['perplexity_ratio']:.4f}",
-            f"{row['drift']['mean_kl']:.4f}",
-            f"{row['drift']['top1_agreement']:.1%}",
-            f"{row['speed']:.2f}" if "speed" in row else "not timed",
+            *drift(row["drift"]),
+            speed(row, "alone"),
+            speed(row, "together"),
         ]
         for row in results()
     ]
@@ -124,7 +138,8 @@ def measured() -> str:
         "perplexity ratio",
         "mean KL, nats",
         "same best token",
-        "speed",
+        "speed, one request at a time",
+        "speed, many together",
     )
     return table(headings, rows)
 

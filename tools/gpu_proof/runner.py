@@ -1,0 +1,123 @@
+"""Runs steps on GPUs until they are through or the time is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from .machine import ROOT
+from .step import CUT_OFF
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from .step import Step
+
+
+class Runner:
+    """Runs steps.
+
+    Args:
+        chosen: in the order that they are taken in, as far as their needs allow.
+        gpus: numbers.
+        at_once: steps that share a GPU.
+        ends: time on the monotonic clock at which everything ends; None for never.
+        again: begin anew, also where a step could go on from what it wrote.
+    """
+
+    def __init__(
+        self, chosen: Sequence[Step], gpus: Sequence[int], at_once: int, ends: float | None, *, again: bool = False
+    ) -> None:
+        self.waiting = list(chosen)
+        self.running: list[Step] = []
+        self.changed = asyncio.Condition()
+        self.gpus = gpus
+        self.at_once = at_once
+        self.ends = ends
+        self.again = again
+
+    async def run(self) -> None:
+        """Those that share a GPU first, on a machine that is quiet then the others; a GPU takes the next as it can."""
+        for alone in (False, True):
+            slots = list(self.gpus) * (1 if alone else self.at_once)
+            await asyncio.gather(*(self._slot(gpu, alone=alone) for gpu in slots))
+
+    async def _slot(self, gpu: int, *, alone: bool) -> None:
+        def none_left() -> bool:
+            return all(step.alone != alone for step in self.waiting)
+
+        while True:
+            async with self.changed:
+                await self.changed.wait_for(lambda: none_left() or self._ready(alone=alone) is not None)
+                step = self._ready(alone=alone)
+                if step is None:
+                    return
+                self.waiting.remove(step)
+                self.running.append(step)
+            try:
+                await self._step(step, gpu)
+            finally:
+                async with self.changed:
+                    self.running.remove(step)
+                    self.changed.notify_all()
+
+    def _ready(self, *, alone: bool) -> Step | None:
+        """The first one that needs nothing that has not ended."""
+        for step in self.waiting:
+            open_ = any(other.name.startswith(step.needs) for other in (*self.waiting, *self.running))
+            if step.alone == alone and not open_:
+                return step
+        return None
+
+    async def _step(self, step: Step, gpu: int) -> None:
+        limit = step.limit if self.ends is None else min(step.limit, self.ends - time.monotonic())
+        if limit <= 0:
+            print(f"{step.name}: no time left", flush=True)
+            return
+        step.report.parent.mkdir(parents=True, exist_ok=True)
+        step.clear(again=self.again)
+        step.write(CUT_OFF, 0.0, gpu)  # that is what it is if this program is killed
+        started = time.monotonic()
+        print(f"{step.name}: on GPU {gpu}, at most {limit:.0f} s", flush=True)
+        outcome = await _outcome(step, gpu, limit)
+        seconds = time.monotonic() - started
+        step.write(outcome, seconds, gpu)
+        print(f"{step.name}: {outcome} after {seconds:.0f} s", flush=True)
+        if outcome not in ("passed", CUT_OFF):
+            for file in [_log(step), *([step.report] if step.prints else [])]:
+                tail = file.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
+                print("\n".join(f"    {line}" for line in tail), flush=True)
+
+
+def _log(step: Step) -> Path:
+    return step.report.with_suffix(".log")
+
+
+async def _outcome(step: Step, gpu: int, limit: float) -> str:
+    variables = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu), "PYTHONUNBUFFERED": "1"}
+    with contextlib.ExitStack() as files:
+        log = files.enter_context(_log(step).open("wb"))
+        process = await asyncio.create_subprocess_exec(
+            *step.command,
+            cwd=ROOT,
+            env=variables,
+            stdout=files.enter_context(step.report.open("wb")) if step.prints else log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            code = await asyncio.wait_for(process.wait(), limit)
+            outcome = {0: "passed", 1: "failed"}.get(code, f"exit {code}")
+        except TimeoutError:
+            return CUT_OFF
+        finally:
+            # Engines' workers are of other sessions and end with their parent; whatever else is left goes here.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    return outcome if step.report.exists() else "no report"
