@@ -161,8 +161,9 @@ class _Work:
         awq: Any = import_module("lmdeploy.lite.quantization.awq")
         kind = type(self._model).__name__
         layer = known.LAYER_TYPE_MAP.get(kind)
-        if layer not in awq.NORM_FCS_MAP or kind not in known.NORM_TYPE_MAP:
-            fit = sorted(name for name, one in known.LAYER_TYPE_MAP.items() if one in awq.NORM_FCS_MAP)
+        tables = awq.NORM_FCS_MAP.keys() & awq.FC_FCS_MAP.keys()
+        if layer not in tables:
+            fit = sorted(name for name, one in known.LAYER_TYPE_MAP.items() if one in tables)
             raise _unsupported(self._job, f"lmdeploy.lite does not know a {kind}; it knows {', '.join(fit)}")
         return _Structure(
             layer=layer,
