@@ -53,6 +53,12 @@ def decisions() -> ModuleType:
     return _module(TESTS / "decisions.py")
 
 
+@pytest.fixture(scope="session")
+def scripted() -> ModuleType:
+    """The module ``scripted_lite.py``."""
+    return _module(TESTS / "scripted_lite.py")
+
+
 @pytest.fixture(scope="module")
 def importable() -> Iterator[pytest.MonkeyPatch]:
     """``import lmdeploy`` gives the simulation as long as this lasts."""

@@ -222,7 +222,7 @@ def test_options_that_are_decided_otherwise_are_refused(native):
         ({"quantization": "fp8"}, {"config": {"intermediate_size": 704}}, UnsupportedParameter, "quantization"),
         (
             {"quantization": "fp8"},
-            {"config": {"quantization_config": {"quant_method": "awq"}}},
+            {"config": {"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemm"}}},
             UnsupportedParameter,
             "quantization",
         ),

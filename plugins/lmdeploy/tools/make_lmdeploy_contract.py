@@ -55,6 +55,56 @@ READ: dict[str, dict[str, tuple[Any, str]]] = {
             ["awq", "compressed-tensors", "fp8", "gptq", "hf", "mxfp4"],
             "lmdeploy/turbomind/converter.py:30",
         ),
+        "group_sizes_turbomind": (
+            {"awq": [128], "compressed-tensors": [32, 128], "fp8": [128], "gptq": [128], "mxfp4": [32]},
+            "lmdeploy/turbomind/converter.py:98",
+        ),
+        # Without compressed-tensors, which pytorch/nn/linear/__init__.py:136 refuses where a matrix is no expert's.
+        "quant_methods_pytorch": (["awq", "fp8", "smooth_quant"], "lmdeploy/pytorch/config.py:857"),
+        # Each with its parameters, in order; those of methods without self.
+        "lite": (
+            {
+                "lmdeploy.lite.quantization.CalibrationContext": [
+                    "model",
+                    "tokenizer",
+                    "layer_type",
+                    "norm_type",
+                    "batch_size",
+                    "device",
+                    "kwargs",
+                ],
+                "lmdeploy.lite.quantization.CalibrationContext.calibrate": ["data"],
+                "lmdeploy.lite.quantization.CalibrationContext.collect_inputs_stats": [],
+                "lmdeploy.lite.quantization.ActivationObserver.instances": [],
+                "lmdeploy.lite.quantization.awq.quant_weights": [
+                    "model",
+                    "fcs",
+                    "bits",
+                    "symmetry",
+                    "arch",
+                    "group_size",
+                    "device",
+                ],
+                "lmdeploy.lite.quantization.awq.smooth_layers": [
+                    "layers",
+                    "fc2fcs",
+                    "norm2fcs",
+                    "a_scales",
+                    "group_size",
+                    "device",
+                ],
+                "lmdeploy.lite.utils.collect_target_modules": ["model", "target", "skip_names", "prefix"],
+                "lmdeploy.pytorch.models.QLinear.from_float": ["mod", "initialization", "quant_dtype"],
+            },
+            "lmdeploy/lite",
+        ),
+        "lite_tables": (
+            {
+                "lmdeploy.lite.apis.calibrate": ["LAYER_TYPE_MAP", "NORM_TYPE_MAP"],
+                "lmdeploy.lite.quantization.awq": ["FC_FCS_MAP", "NORM_FCS_MAP"],
+            },
+            "lmdeploy/lite",
+        ),
         "not_for_turbomind": (["FP8", "FP8_E5M2"], "lmdeploy/messages.py:435"),
         "response_formats": (
             ["json_object", "json_schema", "regex_schema", "structural_tag", "text"],

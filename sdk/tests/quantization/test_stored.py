@@ -74,12 +74,22 @@ KNOWN = {
     ),
     "awq": (
         {"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True, "version": "gemm"},
-        ("awq", None, "int4-awq", 64, False, None),
+        ("awq", "gemm", "int4-awq", 64, False, None),
     ),
     "gptq": (
         {"quant_method": "gptq", "bits": 8, "group_size": -1, "sym": True, "desc_act": False},
         ("gptq", None, "int8-gptq", 0, True, None),
     ),
+    "smooth_quant": ({"quant_method": "smooth_quant"}, ("smooth_quant", None, "int8-w8a8", 0, True, None)),
+    "smooth_quant, fp8": (
+        {"quant_method": "smooth_quant", "quant_dtype": "float8_e4m3fn"},
+        ("smooth_quant", None, "fp8-dynamic", 0, True, None),
+    ),
+    "smooth_quant, e5m2": (
+        {"quant_method": "smooth_quant", "quant_dtype": "float8_e5m2"},
+        ("smooth_quant", None, "unknown", 0, True, None),
+    ),
+    "mxfp4 of its own": ({"quant_method": "mxfp4"}, ("mxfp4", None, "mxfp4", 32, True, None)),
     "fp8": ({"quant_method": "fp8", "activation_scheme": "static"}, ("fp8", None, "fp8-static", None, True, None)),
     "fp8 of blocks": (
         {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
@@ -183,6 +193,26 @@ def test_group_size_format_and_cache_have_theirs():
     assert "reads int8-w8a16 in format pack-quantized" in verdict(compressed("naive-quantized", part(8)))
     cached = compressed("int-quantized", part(8), part(8) | TOKEN, kv_cache_scheme=part(8, "float"))
     assert "does not take the element type of the cache from a checkpoint (fp8)" in verdict(cached)
+
+
+@pytest.mark.parametrize(
+    ("config", "reordered"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "desc_act": True}, True),
+        ({"quant_method": "gptq", "bits": 4, "desc_act": False}, False),
+        (compressed("pack-quantized", part(4, strategy="group", group_size=128, actorder="group")), True),
+        (compressed("pack-quantized", part(4, strategy="group", group_size=128, actorder="static")), False),
+        (compressed("pack-quantized", part(4, strategy="group", group_size=128, actorder=None)), False),
+    ],
+)
+def test_inputs_that_are_no_neighbours_are_known(config, reordered, tmp_path):
+    stored = read_stored(tmp_path, {"quantization_config": config})
+    assert (stored.reordered, "reordered inputs" in str(stored)) == (reordered, reordered)
+
+
+def test_reordered_inputs_have_to_be_declared():
+    config = compressed("pack-quantized", part(4, strategy="group", group_size=128, actorder="group"))
+    assert "without reordered inputs (desc_act) only" in verdict(config)
 
 
 def test_an_architecture_that_is_not_declared_has_its_reason():

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from anyengine.capabilities import Capabilities, Conflict
 from msgspec.structs import replace
 
+from anyengine_lmdeploy import quantize
+
 if TYPE_CHECKING:
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
@@ -97,6 +99,8 @@ def declared() -> Capabilities:
         quantization=frozenset({"fp8"}),
         speculative=frozenset({"eagle", "eagle3", "mtp"}),
         sleep=True,
+        quantize=quantize.SCHEMES if quantize.installed() else frozenset(),
+        calibrated=quantize.SCHEMES if quantize.installed() else frozenset(),
         # TurboMind's seed is fixed without one.
         unseeded="fixed",
         conflicts=CONFLICTS,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from anyengine.errors import InvalidConfig, UnsupportedParameter
+from anyengine.quantization import read_stored, why_not
 
 from anyengine_lmdeploy.capabilities import fits_fp8
+from anyengine_lmdeploy.checkpoints import CHECKPOINTS
 from anyengine_lmdeploy.options import needs_pytorch
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from anyengine_lmdeploy.options import BackendName
 
-__all__ = ["KV_CACHE_DTYPES", "check_config", "unsupported"]
+__all__ = ["KV_CACHE_DTYPES", "check_config", "unsupported", "why_not_on"]
 
 #: Element types of the cache → LMDeploy's ``quant_policy``, by backend.
 KV_CACHE_DTYPES: dict[BackendName, dict[str, int]] = {
@@ -32,6 +34,28 @@ _FP8_SINCE = 90
 def unsupported(name: str, message: str, supported: Collection[str] = ()) -> UnsupportedParameter:
     """The refusal of a field, its name first."""
     return UnsupportedParameter(f"{name}: {message}", field=name, supported=supported)
+
+
+def why_not_on(backend: BackendName, model: ModelFiles) -> str | None:
+    """Why a backend cannot load a checkpoint, or the one of its drafts; None if nothing speaks against it."""
+    for files in (model, *([model.draft] if model.draft else ())):
+        reason = why_not(CHECKPOINTS[backend], files.path, files.config)
+        if reason is None and backend == "turbomind":
+            reason = _why_not_by_its_groups(files)
+        if reason is not None:
+            return f"it cannot run {files.path.name}: {reason}"
+    return None
+
+
+def _why_not_by_its_groups(model: ModelFiles) -> str | None:
+    """``turbomind/converter.py`` reads one group by its name, and its format, which older files leave out."""
+    stated: Any = model.config.get("quantization_config")
+    if not stated or stated.get("quant_method") != "compressed-tensors":
+        return None
+    groups: Any = stated.get("config_groups") or {}
+    if list(groups) == ["group_0"] and groups["group_0"].get("format"):
+        return None
+    return "TurboMind takes compressed-tensors with one group, config_groups.group_0, which says its format"
 
 
 def check_config(config: EngineConfig, model: ModelFiles, backend: BackendName, torch: Any) -> None:
@@ -49,6 +73,7 @@ def check_config(config: EngineConfig, model: ModelFiles, backend: BackendName, 
     field = needs_pytorch(config)
     if backend == "turbomind" and field is not None:
         raise unsupported(field, "LMDeploy has it on its pytorch backend only; give native.backend='pytorch'")
+    _check_checkpoint(config, model, backend)
     _check_cache(config, backend)
     if model.tokenizer_path != model.path:
         raise unsupported("tokenizer", "LMDeploy reads the tokenizer in the model's own folder and takes no other")
@@ -71,6 +96,20 @@ def check_config(config: EngineConfig, model: ModelFiles, backend: BackendName, 
         )
     _check_quantization(config, model, torch)
     _check_speculative(config, model)
+
+
+def _check_checkpoint(config: EngineConfig, model: ModelFiles, backend: BackendName) -> None:
+    """The SDK has let through what either of the two loads."""
+    reason = why_not_on(backend, model)
+    if reason is not None:
+        other: BackendName = "pytorch" if backend == "turbomind" else "turbomind"
+        hint = f"; native.backend={other!r} can" if why_not_on(other, model) is None else ""
+        schemes = sorted({known.scheme for known in CHECKPOINTS[backend].formats})
+        raise unsupported("model", f"on LMDeploy's {backend} backend {reason}{hint}", schemes)
+    stored = read_stored(model.path, model.config)
+    if backend == "pytorch" and stored is not None and stored.method == "awq" and config.dtype == "bfloat16":
+        # LMDeploy would go on in float16 (``pytorch/config.py``, _update_torch_dtype).
+        raise unsupported("dtype", "LMDeploy's pytorch backend computes AWQ in float16 only", {"auto", "float16"})
 
 
 def _check_cache(config: EngineConfig, backend: BackendName) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,11 @@ from anyengine.backend import EngineDescription, EnginePlugin
 
 from anyengine_lmdeploy import versions
 from anyengine_lmdeploy.capabilities import declared
+from anyengine_lmdeploy.checkpoints import checkpoints
 from anyengine_lmdeploy.environments import variants
 
 if TYPE_CHECKING:
-    from anyengine.backend import Backend
+    from anyengine.backend import Backend, QuantizeJob, QuantizeReport
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
 
@@ -38,6 +40,7 @@ class LMDeployPlugin(EnginePlugin):
             attaches=True,
             capabilities=declared(),
             environments=variants(),
+            checkpoints=checkpoints(),
         )
 
     async def load(self, config: EngineConfig, model: ModelFiles) -> Backend:
@@ -48,6 +51,11 @@ class LMDeployPlugin(EnginePlugin):
         from anyengine_lmdeploy.backend import load_backend  # noqa: PLC0415 its modules import the engine
 
         return await load_backend(config, model)
+
+    async def quantize(self, job: QuantizeJob) -> QuantizeReport:
+        from anyengine_lmdeploy.quantize import quantize  # noqa: PLC0415 brings torch
+
+        return await asyncio.to_thread(quantize, job)
 
 
 plugin = LMDeployPlugin()

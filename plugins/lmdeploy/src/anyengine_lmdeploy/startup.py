@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from anyengine.backend.devices import check_visible_devices
 from anyengine.errors import EngineStartupError
 
-from anyengine_lmdeploy.checks import check_config
+from anyengine_lmdeploy.checks import check_config, why_not_on
 from anyengine_lmdeploy.config import Arguments, engine_arguments
 from anyengine_lmdeploy.errors import load_error
 from anyengine_lmdeploy.library import Library, load_library
@@ -110,10 +110,12 @@ def _build(config: EngineConfig, model: ModelFiles, options: Options, log: list[
 
 
 def _chosen(config: EngineConfig, model: ModelFiles, options: Options, library: Library) -> BackendName:
-    """TurboMind where it has everything that is asked for, as LMDeploy's own pipeline does."""
+    """TurboMind where it has everything that is asked for and reads the checkpoint, as LMDeploy's own pipeline does."""
     if options.backend is not None:
         return options.backend
     if needs_pytorch(config) is not None or "speculative_config" in options.arguments:
+        return "pytorch"
+    if why_not_on("turbomind", model) is not None and why_not_on("pytorch", model) is None:
         return "pytorch"
     try:
         return "turbomind" if library.turbomind_runs(str(model.path), config.trust_remote_code) else "pytorch"

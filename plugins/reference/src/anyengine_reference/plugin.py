@@ -81,7 +81,9 @@ CHECKPOINTS = CheckpointSupport(
     architectures=("llama", "mistral", "qwen2", "qwen3"),
     formats=(
         *(
-            QuantizedFormat(method="compressed-tensors", format="pack-quantized", scheme=scheme, asymmetric=True)
+            QuantizedFormat(
+                method="compressed-tensors", format="pack-quantized", scheme=scheme, asymmetric=True, reordered=True
+            )
             for scheme in ("int8-w8a16", "int4-w4a16")
         ),
         QuantizedFormat(method="compressed-tensors", format="int-quantized", scheme="int8-w8a8", group_sizes=(0,)),

@@ -2,7 +2,7 @@
 
 On GPUs after ``get_min_capability`` and the kernels in ``vllm/model_executor`` of 0.25.1 and 0.32; on a CPU after
 ``kernels/linear/mixed_precision/cpu.py`` and ``scaled_mm/cpu.py`` of 0.32, which have 4-bit weights and 8-bit weights
-with 8-bit activations, and no kernel for 8-bit weights alone.
+with 8-bit activations, no kernel for 8-bit weights alone, and nothing for reordered inputs (``g_idx``).
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def on_gpu() -> tuple[QuantizedFormat, ...]:
             scheme=scheme,
             group_sizes=_GROUPS,
             asymmetric=True,
+            reordered=True,
             kv_cache=_CACHES,
             minimum_capability=_TURING,
         )
@@ -62,7 +63,12 @@ def on_gpu() -> tuple[QuantizedFormat, ...]:
     ]
     own = [
         QuantizedFormat(
-            method=method, scheme=scheme, group_sizes=groups, asymmetric=method == "awq", minimum_capability=minimum
+            method=method,
+            scheme=scheme,
+            group_sizes=groups,
+            asymmetric=method == "awq",
+            reordered=method == "gptq",
+            minimum_capability=minimum,
         )
         for method, scheme, groups, minimum in (
             ("awq", "int4-awq", _GROUPS, _TURING),

@@ -7,19 +7,17 @@ which vLLM itself is not. Names, presets and arguments are those of llmcompresso
 
 from __future__ import annotations
 
-import errno
-import shutil
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from anyengine.backend import QuantizeReport
+from anyengine.backend.quantizing import group_size, save_checkpoint, tool_versions
 from anyengine.errors import OutOfMemory, UnsupportedParameter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from anyengine.backend import QuantizeJob
 
@@ -75,7 +73,8 @@ def recipe_of(scheme: str, inputs: Sequence[int]) -> list[dict[str, Any]]:
         weights = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
         rows = {"group_0": {"targets": ["Linear"], "weights": weights}}
         return [{"modifier": "QuantizationModifier", "ignore": ["lm_head"], "config_groups": rows}]
-    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": _group_size(scheme, inputs)}
+    size = group_size(scheme, inputs, _GROUP_SIZES, engine=NAME)
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": size}
     groups = {"group_0": {"targets": ["Linear"], "weights": {**weights, "symmetric": scheme != "int4-awq"}}}
     if scheme == "int4-gptq":
         return [{"modifier": "GPTQModifier", "ignore": ["lm_head"], "config_groups": groups}]
@@ -91,18 +90,6 @@ _PRESETS: Mapping[str, str] = {
     "fp8-static": "FP8",
     "nvfp4": "NVFP4",
 }
-
-
-def _group_size(scheme: str, inputs: Sequence[int]) -> int:
-    for size in _GROUP_SIZES:
-        if not any(number % size for number in inputs):
-            return size
-    sizes = ", ".join(map(str, sorted(set(inputs))))
-    raise UnsupportedParameter(
-        f"scheme: {scheme} needs groups of 128, 64 or 32, which do not divide matrices of {sizes} inputs",
-        engine=NAME,
-        field="scheme",
-    )
 
 
 def quantize(job: QuantizeJob) -> QuantizeReport:
@@ -139,11 +126,12 @@ def quantize(job: QuantizeJob) -> QuantizeReport:
     try:
         _run(model, recipe, job)
         job.progress(2, _STEPS)
-        _save(model, job.model.path, job.output)
+        save_checkpoint(lambda: model.save_pretrained(job.output, save_compressed=True), job.model.path, job.output)
+        (job.output / "recipe.yaml").unlink(missing_ok=True)  # it is in the manifest
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(f"quantising {job.model.name} by {job.scheme}: {error}", engine=NAME) from error
     job.progress(_STEPS, _STEPS)
-    return QuantizeReport(recipe={"llmcompressor": recipe}, tools=_versions())
+    return QuantizeReport(recipe={"llmcompressor": recipe}, tools=tool_versions(_TOOLS))
 
 
 def _is_quantised(torch: Any, name: str, part: object) -> bool:
@@ -175,28 +163,3 @@ def _loader(job: QuantizeJob, sequences: Sequence[Sequence[int]]) -> Any:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     return loader(sequences, batch_size=1, shuffle=False, collate_fn=batch)
-
-
-def _save(model: Any, source: Path, output: Path) -> None:
-    """Write the weights, and copy what lies beside the source's: tokenizer, chat template, generation config."""
-    try:
-        model.save_pretrained(output, save_compressed=True)
-    except Exception as error:  # safetensors has an error of its own for what the system says
-        if f"os error {errno.ENOSPC}" in str(error):
-            raise OSError(errno.ENOSPC, str(error)) from error
-        raise
-    (output / "recipe.yaml").unlink(missing_ok=True)  # it is in the manifest
-    for file in source.iterdir():
-        kept = file.suffix in {".json", ".jinja", ".model", ".txt", ".md"} and not file.name.endswith(".index.json")
-        if file.is_file() and kept and not (output / file.name).exists():
-            shutil.copyfile(file, output / file.name)
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in _TOOLS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -21,10 +21,12 @@ class QuantizedFormat(Struct, frozen=True, kw_only=True):
 
     Attributes:
         method: ``quant_method`` of the checkpoint: ``compressed-tensors``, ``awq``, ``gptq``, ``fp8``, ``modelopt``, …
-        format: of compressed-tensors: ``pack-quantized``, ``int-quantized``, ``float-quantized``, …; None for any.
+        format: of compressed-tensors: ``pack-quantized``, ``int-quantized``, ``float-quantized``, …; of awq: ``gemm``;
+            None for any.
         scheme: by the names of :mod:`anyengine.quantization.stored`: ``int8-w8a8``, ``int4-w4a16``, ``fp8-dynamic``, …
         group_sizes: inputs that may share a scale, 0 for a scale of a whole row; None for any.
         asymmetric: whether zero points may differ from zero.
+        reordered: whether the inputs of a group may be others than neighbours (``desc_act``).
         kv_cache: element types that the checkpoint may ask for its cache.
         minimum_capability: of the GPU, major and minor; None where the kernel runs on any, or on CPUs.
     """
@@ -34,6 +36,7 @@ class QuantizedFormat(Struct, frozen=True, kw_only=True):
     scheme: str
     group_sizes: tuple[int, ...] | None = None
     asymmetric: bool = False
+    reordered: bool = False
     kv_cache: tuple[str, ...] = ()
     minimum_capability: tuple[int, int] | None = None
 

@@ -67,7 +67,9 @@ def check_scheme(description: EngineDescription, scheme: str, calibration: Calib
     name, capabilities = description.name, description.capabilities
     if not capabilities.quantize:
         made = [variant for variant, packages in description.environments.items() if packages.quantize]
-        hint = f"; `anyengine env create {name} --variant {made[0]}` makes an environment for it" if made else ""
+        hint = f": {description.unavailable}" if description.unavailable else ""
+        if made:
+            hint = f"; `anyengine env create {name} --variant {made[0]}` makes an environment for it"
         raise UnsupportedCapability(f"{name} cannot quantize here{hint}", capability="quantize", engine=name)
     if scheme not in capabilities.quantize:
         raise UnsupportedParameter(

@@ -10,7 +10,7 @@ from msgspec import Struct
 from anyengine.errors import ModelNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
 __all__ = ["StoredQuantization", "read_stored"]
@@ -20,13 +20,15 @@ class StoredQuantization(Struct, frozen=True, kw_only=True):
     """How the weights of a checkpoint are stored.
 
     Attributes:
-        method: ``quant_method``: ``compressed-tensors``, ``awq``, ``gptq``, ``fp8``, ``modelopt``, …
-        format: of compressed-tensors; None elsewhere.
+        method: ``quant_method``: ``compressed-tensors``, ``awq``, ``gptq``, ``fp8``, ``modelopt``, ``smooth_quant`` (of
+            LMDeploy), …
+        format: of compressed-tensors, and of awq, which calls it ``version``; None elsewhere.
         schemes: of its layers, sorted: ``int8-w8a16`` has weights of 8 bits and activations in float, ``int8-w8a8``
             both of 8 bits, ``fp8-dynamic`` finds the scales of activations while running, ``fp8-static`` brings them.
             ``unknown`` where the configuration says something that has no name here.
         group_sizes: inputs that share a scale, sorted; 0 for a scale of a whole row or matrix.
         symmetric: whether all zero points are zero.
+        reordered: whether the inputs of a group are not neighbours: sorted by how large activations are (``desc_act``).
         kv_cache: element type that it asks for the cache; None for the model's.
     """
 
@@ -35,13 +37,14 @@ class StoredQuantization(Struct, frozen=True, kw_only=True):
     schemes: tuple[str, ...]
     group_sizes: tuple[int, ...] = ()
     symmetric: bool = True
+    reordered: bool = False
     kv_cache: str | None = None
 
     def __str__(self) -> str:
         groups = [f"groups of {size}" for size in self.group_sizes if size]
         method = self.method if self.format is None else f"{self.method} {self.format}"
         parts = [method, ", ".join(self.schemes), *groups]
-        parts += [] if self.symmetric else ["zero points"]
+        parts += ([] if self.symmetric else ["zero points"]) + (["reordered inputs"] if self.reordered else [])
         return ", ".join(parts + ([f"{self.kv_cache} KV cache"] if self.kv_cache else []))
 
 
@@ -77,24 +80,47 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 def _stated(found: Mapping[str, Any]) -> StoredQuantization:
     method = str(found.get("quant_method") or found.get("quant_algo") or "unknown").lower()
-    if method == "compressed-tensors":
-        return _compressed(found)
-    if method == "modelopt" or "quant_algo" in found:
+    if "quant_algo" in found and method != "compressed-tensors":
         return _modelopt(found)
-    if method in {"awq", "gptq"}:
-        bits = int(found["bits"] if "bits" in found else found["w_bit"])
-        group = int(found.get("group_size", found.get("q_group_size", 128)))
-        symmetric = bool(found.get("sym", True)) if method == "gptq" else not found.get("zero_point", True)
-        name = f"int{bits}-{method}"
-        return StoredQuantization(method=method, schemes=(name,), group_sizes=(max(0, group),), symmetric=symmetric)
-    if method == "bitsandbytes":
-        return StoredQuantization(method=method, schemes=(f"bitsandbytes-{4 if found.get('load_in_4bit') else 8}bit",))
-    if method == "fp8":
-        scheme = f"fp8-{found.get('activation_scheme', 'dynamic')}"
-        return StoredQuantization(
-            method=method, schemes=(f"{scheme}-block" if found.get("weight_block_size") else scheme,)
-        )
-    return StoredQuantization(method=method, schemes=("unknown",))
+    read = _READERS.get(method)
+    return StoredQuantization(method=method, schemes=("unknown",)) if read is None else read(found)
+
+
+def _awq_or_gptq(found: Mapping[str, Any]) -> StoredQuantization:
+    method = str(found["quant_method"]).lower()
+    bits = int(found["bits"] if "bits" in found else found["w_bit"])
+    group = int(found.get("group_size", found.get("q_group_size", 128)))
+    return StoredQuantization(
+        method=method,
+        format=found.get("version") if method == "awq" else None,
+        schemes=(f"int{bits}-{method}",),
+        group_sizes=(max(0, group),),
+        symmetric=bool(found.get("sym", True)) if method == "gptq" else not found.get("zero_point", True),
+        reordered=bool(found.get("desc_act")),
+    )
+
+
+def _bitsandbytes(found: Mapping[str, Any]) -> StoredQuantization:
+    scheme = f"bitsandbytes-{4 if found.get('load_in_4bit') else 8}bit"
+    return StoredQuantization(method="bitsandbytes", schemes=(scheme,))
+
+
+def _fp8(found: Mapping[str, Any]) -> StoredQuantization:
+    scheme = f"fp8-{found.get('activation_scheme', 'dynamic')}"
+    return StoredQuantization(method="fp8", schemes=(f"{scheme}-block" if found.get("weight_block_size") else scheme,))
+
+
+def _mxfp4(_found: Mapping[str, Any]) -> StoredQuantization:
+    return StoredQuantization(method="mxfp4", schemes=("mxfp4",), group_sizes=(32,))
+
+
+#: ``quant_dtype`` of LMDeploy's ``smooth_quant``: of weights, and of activations by token.
+_SMOOTH_QUANT = {"int8": "int8-w8a8", "float8_e4m3fn": "fp8-dynamic"}
+
+
+def _smooth_quant(found: Mapping[str, Any]) -> StoredQuantization:
+    scheme = _SMOOTH_QUANT.get(str(found.get("quant_dtype") or "int8"), "unknown")
+    return StoredQuantization(method="smooth_quant", schemes=(scheme,), group_sizes=(0,))
 
 
 def _compressed(found: Mapping[str, Any]) -> StoredQuantization:
@@ -110,6 +136,8 @@ def _compressed(found: Mapping[str, Any]) -> StoredQuantization:
         schemes=_sorted(map(_scheme, groups)) or (f"kv-{cache}" if cache else "unknown",),
         group_sizes=tuple(sorted(sizes)),
         symmetric=all(w.get("symmetric", True) for w in weights),
+        # Where it says "weight" or "static" the columns were put back in their places.
+        reordered=any(w.get("actorder") in {True, "group"} for w in weights),
         kv_cache=cache,
     )
 
@@ -160,3 +188,15 @@ def _modelopt(found: Mapping[str, Any]) -> StoredQuantization:
         group_sizes=(int(found.get("group_size") or 0),),
         kv_cache=None if not cache else str(cache).lower(),
     )
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], StoredQuantization]] = {
+    "awq": _awq_or_gptq,
+    "bitsandbytes": _bitsandbytes,
+    "compressed-tensors": _compressed,
+    "fp8": _fp8,
+    "gptq": _awq_or_gptq,
+    "modelopt": _modelopt,
+    "mxfp4": _mxfp4,
+    "smooth_quant": _smooth_quant,
+}

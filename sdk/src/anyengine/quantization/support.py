@@ -101,6 +101,8 @@ def _detail(
         return f"the engine has {one.scheme} with groups of {sizes}"
     if not stored.symmetric and not one.asymmetric:
         return f"the engine has {one.scheme} without zero points only"
+    if stored.reordered and not one.reordered:
+        return f"the engine has {one.scheme} without reordered inputs (desc_act) only"
     if stored.kv_cache is not None and stored.kv_cache not in one.kv_cache:
         return f"the engine does not take the element type of the cache from a checkpoint ({stored.kv_cache})"
     if one.minimum_capability is not None:

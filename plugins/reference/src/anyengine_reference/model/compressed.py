@@ -84,13 +84,15 @@ def quantization_config(stored: Stored) -> dict[str, Any]:
         "actorder": None,
     }
     rows = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+    form = "pack-quantized" if stored.packed else "int-quantized"
     return {
         "quant_method": "compressed-tensors",
-        "format": "pack-quantized" if stored.packed else "int-quantized",
+        "format": form,
         "quantization_status": "compressed",
         "config_groups": {
             "group_0": {
                 "targets": ["Linear"],
+                "format": form,
                 "weights": weights,
                 "input_activations": rows if stored.rows else None,
                 "output_activations": None,

@@ -1,0 +1,72 @@
+"""What toolchains in PyTorch have in common, for plugins that quantise with one."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from anyengine.errors import UnsupportedParameter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Sequence
+    from pathlib import Path
+
+__all__ = ["group_size", "save_checkpoint", "tool_versions"]
+
+#: Of what lies beside the weights: tokenizer, chat template, generation config, licence.
+_COPIED = frozenset({".json", ".jinja", ".md", ".model", ".txt"})
+
+
+def group_size(scheme: str, inputs: Collection[int], sizes: Sequence[int], *, engine: str) -> int:
+    """The first of the sizes that divides the inputs of every matrix.
+
+    Raises:
+        UnsupportedParameter: none does.
+    """
+    for size in sizes:
+        if not any(number % size for number in inputs):
+            return size
+    *others, last = map(str, sizes)
+    found = ", ".join(map(str, sorted(set(inputs))))
+    raise UnsupportedParameter(
+        f"scheme: {scheme} needs groups of {', '.join(others)} or {last}, which do not divide matrices of {found} "
+        "inputs",
+        engine=engine,
+        field="scheme",
+    )
+
+
+def save_checkpoint(save: Callable[[], object], source: Path, output: Path) -> None:
+    """Write the weights, and copy what lies beside those of the source and is not there yet.
+
+    Args:
+        save: writes ``config.json`` and safetensors into `output`.
+        source: folder of the checkpoint that was quantised.
+        output: folder of the new one.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    try:
+        save()
+    except Exception as error:  # safetensors has an error of its own for what the system says
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, str(error)) from error
+        raise
+    for file in source.iterdir():
+        kept = file.suffix in _COPIED and not file.name.endswith(".index.json")
+        if file.is_file() and kept and not (output / file.name).exists():
+            shutil.copyfile(file, output / file.name)
+
+
+def tool_versions(names: Iterable[str]) -> dict[str, str]:
+    """Versions of those distributions that are installed."""
+    found: dict[str, str] = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
