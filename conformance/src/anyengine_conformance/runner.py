@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from anyengine import AnyEngineError, EngineDied, EngineUnresponsive, InvalidConfig
+from anyengine import AnyEngineError, EngineConfig, EngineDied, EngineUnresponsive, InvalidConfig
 
 from anyengine_conformance import environment
 from anyengine_conformance.bench import Bench, Hung, Overran
@@ -114,7 +114,9 @@ class Runner:
         self._garage = Garage(target or target_of(settings), settings)
         self._session = Session(self._garage, self._open_oracle, profile, self.seed)
         self._oracle: Oracle | OracleFailed | None = None
-        self._facts = SubjectFacts(engine=settings.engine, model=settings.config.get("model"))
+        self._facts = SubjectFacts(
+            engine=settings.engine, model=settings.config.get("model"), simulated=settings.simulated
+        )
         self._started = datetime.now(UTC)
         self._clock = time.monotonic()
 
@@ -143,6 +145,8 @@ class Runner:
             self._facts.engine_version = description.engine_version
             self._facts.plugin_version = description.plugin_version
             self._garage.described = description.capabilities
+        if "environment" in self.settings.config:  # the engine there, whatever this interpreter has
+            self._facts.engine_version = self._bench.run(self._version_there(), self.settings.load_timeout)
         for entry in self._expected.values():
             reason = entry.expired(self._started.date(), self._facts.engine_version)
             if reason is not None:
@@ -150,6 +154,12 @@ class Runner:
                     f"xfails: the entry of {entry.id} {reason}; run the check, and renew the entry or delete it",
                     field=entry.id,
                 )
+
+    async def _version_there(self) -> str | None:
+        try:
+            return environment.engine_version(self.settings.engine, EngineConfig(**self.settings.config))
+        except AnyEngineError:  # the loads will say what is wrong
+            return None
 
     def run(self, checks: Sequence[Check]) -> Report:
         """Run them, grouped by variant, and report in the suite's order."""
