@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Line", "Scale", "axis", "lines", "number", "strip"]
 
-_WIDTH, _HEIGHT, _MARGIN = 240, 24, 14
+_WIDTH, _HEIGHT, _MARGIN = 240, 24, 20
 #: A line's sign, so that none is told by its colour alone; a path round the origin.
 _SIGNS = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
@@ -34,9 +34,15 @@ _SIGNS = (
 
 def number(value: float) -> str:
     """Three digits, without an exponent where that is short."""
-    if value == 0 or 0.001 <= abs(value) < 1000:  # noqa: PLR2004 what reads well
-        return f"{value:.3g}"
+    if value == 0:
+        return "0"
+    if 0.001 <= abs(value) < 1000:  # noqa: PLR2004 what reads well
+        return f"{value:#.3g}".rstrip(".")
     return f"{value:,.0f}" if abs(value) >= 1 else f"{value:.1e}"
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.10g}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ def strip(value: Interval, scale: Scale, words: str, *, line: float | None = Non
 
 def axis(scale: Scale, words: str) -> Markup:
     """The numbers above a column of strips."""
-    parts = [f'<text x="{scale(tick)}" y="12" text-anchor="middle">{number(tick)}</text>' for tick in scale.ticks]
+    parts = [f'<text x="{scale(tick)}" y="12" text-anchor="middle">{_tick(tick)}</text>' for tick in scale.ticks]
     return _svg(_WIDTH, 16, words, parts, "strip")
 
 
@@ -146,7 +152,7 @@ def lines(given: Sequence[Line], words: str, across: str, up: str) -> Markup:
     parts: list[str] = []
     for tick in ys.ticks:
         parts.append(f'<path class="grid" d="M{left} {y(tick)}H{width - right}"/>')
-        parts.append(f'<text x="{left - 8}" y="{y(tick) + 4}" text-anchor="end">{number(tick)}</text>')
+        parts.append(f'<text x="{left - 8}" y="{y(tick) + 4}" text-anchor="end">{_tick(tick)}</text>')
     for place in places:
         parts.append(f'<path class="grid" d="M{x(place)} {top}V{height - bottom}"/>')
         parts.append(f'<text x="{x(place)}" y="{height - bottom + 18}" text-anchor="middle">{place}</text>')
@@ -154,7 +160,7 @@ def lines(given: Sequence[Line], words: str, across: str, up: str) -> Markup:
         f'<text x="{(left + width - right) / 2}" y="{height - 6}" text-anchor="middle">{escape(across)}</text>'
     )
     parts.append(f'<text x="4" y="14">{escape(up)}</text>')
-    ends = _apart([y(list(line.points.values())[-1].median) for line in given])
+    ends = _apart([y(line.points[max(line.points)].median) for line in given])
     for index, line in enumerate(given):
         colour, sign = f"s{index % len(_SIGNS)}", _SIGNS[index % len(_SIGNS)]
         path = "L".join(f"{x(place)} {y(each.median)}" for place, each in sorted(line.points.items()))
@@ -168,7 +174,7 @@ def lines(given: Sequence[Line], words: str, across: str, up: str) -> Markup:
                 f'<path class="sign" transform="translate({x(place)} {y(each.median)})" d="{sign}">'
                 f"<title>{escape(said)}</title></path>"
             )
-        parts.append(f'<text x="{width - right + 10}" y="{ends[index] + 4}">{escape(line.label)}</text></g>')
+        parts.append(f'<text x="{x(max(line.points)) + 10}" y="{ends[index] + 4}">{escape(line.label)}</text></g>')
     return _svg(width, height, words, parts, "plot")
 
 

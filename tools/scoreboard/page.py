@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from scoreboard import conformance, quality, speed
 from scoreboard.reports import Step
@@ -30,7 +32,7 @@ def page(found: Found) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters["link"] = _link
+    environment.filters |= {"link": _link, "code": _code}
     sections = (
         ("parity", "Parity", quality.parity(found)),
         ("drift", "Drift of quantised checkpoints", quality.drift(found)),
@@ -55,6 +57,11 @@ def _link(target: str) -> str:
     return target if target.startswith("https://") else f"../{target}"
 
 
+def _code(text: str) -> Markup:
+    """What stands between backticks, as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 escaped
+
+
 def markdown(found: Found) -> str:
     """Two tables: what was run on what, and what came of each family of checks."""
     rows = conformance.rows(found)
@@ -66,7 +73,7 @@ def markdown(found: Found) -> str:
             row.device if row.place == "GPU" else row.place,
             row.version,
             f"{row.model}, {row.dtype}",
-            f"{row.date}, {_code(row.commit)}",
+            f"{row.date}, {_commit(row.commit)}",
             row.total.short,
             f"[report]({row.report})",
         )
@@ -84,7 +91,7 @@ def markdown(found: Found) -> str:
     return "\n\n".join((basis, _table(titles, facts), families))
 
 
-def _code(commit: str) -> str:
+def _commit(commit: str) -> str:
     return commit if commit == conformance.NOT_RECORDED else f"`{commit}`"
 
 

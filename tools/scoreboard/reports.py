@@ -102,11 +102,12 @@ class Speculation(Struct, kw_only=True):
 
 
 class Added(Struct, kw_only=True):
-    """What the uniform API adds to an engine's own."""
+    """What the uniform API adds to an engine's own; the first reports do not say what each pair gave."""
 
     native_tokens_per_second: Interval
     throughput_ratio: dict[str, Interval]
     added_ms_to_first_token: dict[str, Interval]
+    pairs: dict[str, dict[str, list[float]]] | None = None
 
 
 class Overhead(Struct, kw_only=True):

@@ -113,7 +113,9 @@ def _over(files: Sequence[File[Overhead]], figure: str, title: str, caption: str
         report = file.content
         engine = report.engine or _engine(report)
         name = NOT_RECORDED if engine is None else label(engine, {})
-        note = _on(report.environment, engine, report.model, f"{report.settings.get('pairs', '?')} pairs asked for")
+        pairs = report.figures.pairs
+        done = "?" if pairs is None else len(pairs[figure][next(iter(values))])
+        note = _on(report.environment, engine, report.model, f"{done} of {report.settings['pairs']} pairs")
         for key, value in values.items():
             where, _, how = key.partition(".")
             told = ", ".join(filter(None, (_WORDS.get(where, where), how)))
