@@ -32,7 +32,7 @@ def page(found: Found) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"link": _link, "code": _code}
+    environment.filters |= {"link": _link, "code": _code, "whole_dates": _dates}
     sections = (
         ("parity", "Parity", quality.parity(found)),
         ("drift", "Drift of quantised checkpoints", quality.drift(found)),
@@ -60,6 +60,11 @@ def _link(target: str) -> str:
 def _code(text: str) -> Markup:
     """What stands between backticks, as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 escaped
+
+
+def _dates(text: str) -> Markup:
+    """Days as elements, which no line breaks within."""
+    return Markup(re.sub(r"\d{4}-\d\d-\d\d", r"<time>\g<0></time>", str(escape(text))))  # noqa: S704 escaped
 
 
 def markdown(found: Found) -> str:
