@@ -127,6 +127,7 @@ def test_a_cell_counts_what_the_report_says_and_names_it(root: Path):
     assert text == ("1 passed, 1 failed, 1 unsupported and refused, 1 failed as expected 1 ✓ 1 ✗ 1 ! 1 ⊘")
     assert cells[1 + FAMILIES.index("tokens")][2] == "not run –"  # noqa: RUF001
     assert "| 1 / 1* / 1 |" in readme
+    assert "| 2 / 1* / 1, of a selection of 5 checks |" in readme
     for fact in ("version 1.2", "a CPU", "model", "a selection of 5 checks", "2026-11-28", "c0ffee1"):
         assert fact in page
     assert 'It is so. (<a href="https://example.org/line">source</a>)' in page
@@ -162,6 +163,29 @@ def test_a_report_without_its_checksum_is_refused_by_name(root: Path):
         made(root)
 
 
+def test_parts_that_were_merged_are_counted_once(root: Path):
+    outcomes = {"batching.no-cross-talk": "passed", "streaming.terminal-is-last": "failed"}
+    conformance(root, "whole.json", outcomes)
+    for number, (name, outcome) in enumerate(outcomes.items()):
+        conformance(root, f"parts/{number}.json", {name: outcome})
+    conformance(root, "parts/later.json", {"streaming.terminal-is-last": "passed"})
+    page, _ = made(root)
+    assert {report for _, report, _ in Cells(page).cells} == {"results/whole.json", "results/parts/later.json"}
+
+
+def test_a_quantised_checkpoint_without_drift_or_speed_says_so(root: Path):
+    row = {"made_by": "vllm", "made_as": "int8", "against": "vllm", "drift": None, "date": "2026-11-28"}
+    drift = {"perplexity_ratio": 1.25, "mean_kl": 0.5, "top1_agreement": 0.75, "tokens": 10}
+    timed = {"drift": drift, "speed": {"alone": INTERVAL, "together": INTERVAL}, "label": "vLLM, graphs"}
+    put(root, "quantization.json", [row | ENGINE, row | ENGINE | timed])
+    page, _ = made(root)
+    assert page.count("not timed") == 2
+    assert page.count("<td>not measured</td>") == 1
+    assert page.count("<td>123 [101, 146]</td>") == 2
+    assert "in vLLM, graphs on NVIDIA H200, bfloat16; against its own float scores; 10 tokens" in page
+    assert "75.0%" in page
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -190,7 +214,7 @@ def test_what_the_proof_on_gpus_writes_is_found_by_what_it_says(root: Path):
         "pairs": {"throughput_ratio": {"here.stream": [1.0]}, "added_ms_to_first_token": {"here": [0.4]}},
     }
     put(root, "h200/c.json", BENCHMARK | {"settings": {"pairs": 10}, "figures": cost})
-    put(root, "h200/d.step.json", {"step": "overhead/x", "outcome": "cut off", "date": "2026-11-28"})
+    put(root, "h200/d.step.json", {"step": "overhead/x", "outcome": "cut off", "command": [], "date": "2026-11-28"})
     put(root, "h200/machine.json", {"commit": "decaf00", "gpus": [], "packages": {"here": {"mine": "9.8"}}})
     put(root, "h200/other.json", {"figures": {}})
     unknown: dict[str, Any] = {"engine_version": None, "config": {"environment": "here"}, "device": "cuda"}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from anyengine import InvalidConfig
+from anyengine_conformance import environment
 from anyengine_conformance.badge import badge
 from anyengine_conformance.check import all_checks
 from anyengine_conformance.diff import compare
@@ -14,7 +15,7 @@ from anyengine_conformance.html import render
 from anyengine_conformance.progress import summary
 from anyengine_conformance.report import BadReport, read_report, signed, write_report
 from anyengine_conformance.results import Report
-from anyengine_conformance.settings import ExpectedFailure, read_expected_failures, read_settings
+from anyengine_conformance.settings import ExpectedFailure, Settings, read_expected_failures, read_settings
 from msgspec.structs import replace
 
 ENTRY = 'id = "streaming.terminal-is-last"\nreason = "r"\nlink = "l"\n'
@@ -165,6 +166,13 @@ def test_a_report_of_a_simulation_says_so_wherever_it_is_shown(report: Report):
     assert "says nothing of the real one" in render(made)
     assert "simulated (simulated): 1 passed" in badge(signed(made))
     assert "says nothing of the real one" not in render(report)
+
+
+def test_the_version_is_that_of_the_environment_that_the_engine_runs_in(make_runner, monkeypatch):
+    monkeypatch.setattr(environment, "engine_version", lambda engine, config: f"{engine} in {config.environment}")
+    runner = make_runner(settings=Settings(engine="simulated", config={"environment": "there"}, load_timeout=5.0))
+    runner.open()
+    assert runner.report([], complete=False).subject.engine_version == "simulated in there"
 
 
 def test_a_report_names_the_commit_of_the_suite(report: Report):

@@ -23,6 +23,7 @@ LOOK = (Path(__file__).parent / "pages.js").read_text(encoding="utf-8")
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
+    "--disable-dev-shm-usage",
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",

@@ -79,7 +79,7 @@ def markdown(found: Found) -> str:
             row.version,
             f"{row.model}, {row.dtype}",
             f"{row.date}, {_commit(row.commit)}",
-            row.total.short,
+            f"{row.total.short}, of {row.suite}",
             f"[report]({row.report})",
         )
         for row in rows

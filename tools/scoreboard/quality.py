@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from scoreboard.charts import Scale, axis, number, strip
 from scoreboard.conformance import NOT_RECORDED, label
 from scoreboard.reports import Interval, Parity, Quantized
-from scoreboard.tables import Entry, Table
+from scoreboard.tables import Entry, Table, said
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anyengine_conformance.parity_table.judging import Row
+    from markupsafe import Markup
 
     from scoreboard.reports import File, Found
 
@@ -68,13 +70,16 @@ def drift(found: Found) -> list[Table]:
     every = [(file.name, row) for file in found.of(list[Quantized]) for row in file.content]
     if not every:
         return []
-    every.sort(key=lambda pair: (pair[1].model, pair[1].drift.mean_kl))
-    scale = Scale.over([row.drift.mean_kl for _, row in every], logarithmic=True)
+    every.sort(key=lambda pair: (pair[1].model, math.inf if pair[1].drift is None else pair[1].drift.mean_kl))
+    # What does not drift at all has no place on it but its end.
+    losses = [row.drift.mean_kl for _, row in every if row.drift is not None and row.drift.mean_kl > 0]
+    scale = Scale.over(losses or [1e-3], logarithmic=True)
     headings = (
         "checkpoint",
         "perplexity ratio",
         "same best token",
-        "speed over float",
+        "speed over float, one at a time",
+        "many together",
         "mean KL, nats",
         axis(scale, "mean KL, nats"),
     )
@@ -84,15 +89,16 @@ def drift(found: Found) -> list[Table]:
 
 def _drift(report: str, row: Quantized, scale: Scale) -> Entry:
     each = row.drift
-    point = Interval(median=each.mean_kl, low=each.mean_kl, high=each.mean_kl)
     name = f"{row.model}: {row.made_as} by {row.made_by}"
-    cells = (
-        f"{each.perplexity_ratio:.3f}",
-        f"{each.top1_agreement:.1%}",
-        "not timed" if row.speed is None else f"{row.speed:.2f} times",
-        number(each.mean_kl),
-        strip(point, scale, f"{name} in {row.engine}: mean KL {number(each.mean_kl)} nats"),
-    )
+    speeds = [said(row.speed[how]) if row.speed and how in row.speed else "not timed" for how in ("alone", "together")]
+    if each is None:
+        cells: tuple[str | Markup, ...] = ("not measured", "", *speeds, "", "")
+    else:
+        point = Interval(median=each.mean_kl, low=each.mean_kl, high=each.mean_kl)
+        drawn = strip(point, scale, f"{name} in {row.engine}: mean KL {number(each.mean_kl)} nats")
+        ratio, same = f"{each.perplexity_ratio:.3f}", f"{each.top1_agreement:.1%}"
+        cells = (ratio, same, *speeds, number(each.mean_kl), drawn)
     against = "its own float scores" if row.against == row.engine else f"float scores of {row.against}"
-    place = f"in {label(row.engine, {})} on {row.device}, {row.dtype}"
-    return Entry(name, f"{place}; against {against}; {each.tokens:,} tokens, {row.date}", cells, report)
+    place = f"in {row.label or label(row.engine, {})} {row.engine_version or ''}".rstrip()
+    tokens = f"; {each.tokens:,} tokens" if each is not None else ""
+    return Entry(name, f"{place} on {row.device}, {row.dtype}; against {against}{tokens}, {row.date}", cells, report)

@@ -137,7 +137,7 @@ class Drift(Struct, kw_only=True):
 
 
 class Quantized(Struct, kw_only=True):
-    """One entry of what ``benchmarks/quantized.py`` writes."""
+    """One entry of ``quantization.json``; ``drift`` is None where the engine gives no log-probabilities."""
 
     engine: str
     device: str
@@ -146,9 +146,11 @@ class Quantized(Struct, kw_only=True):
     made_by: str
     made_as: str
     against: str
-    drift: Drift
+    drift: Drift | None
     date: str
-    speed: float | None = None
+    label: str | None = None
+    engine_version: str | None = None
+    speed: dict[str, Interval] | None = None
 
 
 class Machine(Struct, kw_only=True):
@@ -175,7 +177,7 @@ def _figures(content: dict[str, Any]) -> dict[str, Any]:
 _KINDS: dict[Any, Callable[[dict[str, Any]], bool]] = {
     Conformance: lambda content: bool(content.keys() & {"suite", "subject", "checksum"}),
     Parity: lambda content: content.keys() >= {"oracle", "rows"},
-    Step: lambda content: "step" in content,
+    Step: lambda content: content.keys() >= {"step", "outcome", "command"},
     Machine: lambda content: content.keys() >= {"gpus", "packages"},
     Speculation: lambda content: "speed_up" in _figures(content),
     Overhead: lambda content: "native_tokens_per_second" in _figures(content),
@@ -213,6 +215,20 @@ class Found:
         """One more."""
         self._files[kind].append(file)
 
+    def without_parts(self) -> None:
+        """Let go of conformance reports whose every result is in another one: they were merged into it."""
+        files = self._files[Conformance]
+
+        def within(part: Conformance, whole: Conformance) -> bool:
+            there = {result.id: result for result in whole.results}
+            same = (part.subject.engine, part.subject.config) == (whole.subject.engine, whole.subject.config)
+            fewer = len(part.results) < len(whole.results)
+            return same and fewer and all(there.get(result.id) == result for result in part.results)
+
+        self._files[Conformance] = [
+            file for file in files if not any(within(file.content, other.content) for other in files)
+        ]
+
     def of(self, kind: type[Kind]) -> list[File[Kind]]:
         """Those of a kind."""
         return self._files[kind]
@@ -240,6 +256,7 @@ def find(root: Path) -> Found:
             found.others.append(name)
         elif kind is not Machine:
             found.add(kind, File(name, content, machines.get(file.parent)))
+    found.without_parts()
     return found
 
 
