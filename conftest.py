@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from anyengine_conformance.report import write_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from anyengine_conformance.results import Report
 
 ROOT = Path(__file__).parent
 
@@ -39,12 +42,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addoption(f"--{name}-config", default="{}", metavar="JSON", help=text)
     text = "also run the tests of llmcompressor itself, in this environment [vllm-compressor]"
     parser.addoption("--compressor", nargs="?", const="vllm-compressor", metavar="ENVIRONMENT", help=text)
+    text = "where the suites on simulated engines write their reports"
+    parser.addoption("--reports", type=Path, metavar="FOLDER", help=text)
+    text = "also run the tests that open pages in Chromium"
+    parser.addoption("--browser", action="store_true", help=text)
     parser.addoption("--gpu", action="store_true", help="also run the tests that need a GPU")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without their option these are deselected, and pytest says how many; with it what is missing is a failure."""
-    off = {name for name in ("compressor", "gpu", "oracle", *REAL) if not config.getoption(f"--{name}")}
+    off = {name for name in ("browser", "compressor", "gpu", "oracle", *REAL) if not config.getoption(f"--{name}")}
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in off)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
@@ -58,6 +65,19 @@ def smollm2() -> Path:
     if not (folder / "tokenizer.json").exists():
         pytest.fail("SmolLM2-135M-Instruct is missing: run `uv run python tools/fetch_smollm2.py`")
     return folder
+
+
+@pytest.fixture(scope="session")
+def keep_report(request: pytest.FixtureRequest) -> Callable[[Report], None]:
+    """``keep_report(report)``: into the folder of ``--reports``, if there is one."""
+    folder = request.config.getoption("--reports")
+
+    def keep(report: Report) -> None:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_report(report, folder / f"conformance-{report.subject.engine}.json")
+
+    return keep
 
 
 # -- engines themselves -----------------------------------------------------------------------------------------------

@@ -217,13 +217,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def main(options: argparse.Namespace, load: Callable[[argparse.Namespace], Awaitable[dict[str, Subject]]]) -> None:
+def main(
+    engine: str, options: argparse.Namespace, load: Callable[[argparse.Namespace], Awaitable[dict[str, Subject]]]
+) -> None:
     """Load the subjects, measure, print, and exit with 1 if a bar is missed."""
     settings = {name: value for name, value in vars(options).items() if name not in ("json", "model")}
     started = perf_counter()
 
     def keep(figures: dict[str, Any]) -> None:
-        write(options.json, settings=settings, figures=figures)
+        write(options.json, engine=engine, model=Path(options.model).name, settings=settings, figures=figures)
         print(
             f"pair {len(figures['pairs']['added_ms_to_first_token']['here'])}, {perf_counter() - started:.0f} s",
             flush=True,

@@ -102,4 +102,4 @@ async def load(options: argparse.Namespace) -> dict[str, Subject]:
 if __name__ == "__main__":
     arguments = parser(__doc__)
     arguments.add_argument("--memory", type=float, default=0.05, help="share of the GPU's memory for each of the three")
-    main(arguments.parse_args(), load)
+    main("lmdeploy", arguments.parse_args(), load)

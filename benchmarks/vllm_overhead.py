@@ -87,4 +87,4 @@ async def load(options: argparse.Namespace) -> dict[str, Subject]:
 if __name__ == "__main__":
     arguments = parser(__doc__)
     arguments.add_argument("--eager", action="store_true")
-    main(arguments.parse_args(), load)
+    main("vllm", arguments.parse_args(), load)

@@ -2,17 +2,20 @@
 
 import datetime as dt
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from anyengine import InvalidConfig
+from anyengine_conformance import environment
 from anyengine_conformance.badge import badge
 from anyengine_conformance.check import all_checks
 from anyengine_conformance.diff import compare
 from anyengine_conformance.html import render
+from anyengine_conformance.progress import summary
 from anyengine_conformance.report import BadReport, read_report, signed, write_report
 from anyengine_conformance.results import Report
-from anyengine_conformance.settings import ExpectedFailure, read_expected_failures, read_settings
+from anyengine_conformance.settings import ExpectedFailure, Settings, read_expected_failures, read_settings
 from msgspec.structs import replace
 
 ENTRY = 'id = "streaming.terminal-is-last"\nreason = "r"\nlink = "l"\n'
@@ -34,6 +37,7 @@ def _file(folder: Path, text: str) -> Path:
         ("[subject]\nengine=3", "subject.engine must be a text, not 3"),
         ("[subject]\nengine='a'\ntime_factor=0", "time_factor must be a number above 0"),
         ("[subject]\nfactory='a.b'", "module:name"),
+        ("[subject]\nengine='a'\nsimulated='yes'", "subject.simulated must be true or false"),
         ("[subject]\nengine='a'\n[config]\nmax_model_length=3", "unknown field 'max_model_length'"),
         ("[subject]\nengine='a'\n[config]\nmax_model_len='3'", "max_model_len"),
         ("[subject]\nengine='a'\n[variants.nope]\nseed=1", "variants.nope is unknown"),
@@ -154,6 +158,27 @@ def test_a_badge_needs_the_whole_suite_and_the_certified_profile(report: Report)
     assert "simulated: 1 passed" in badge(signed(whole))
     with pytest.raises(BadReport, match="certify"):
         badge(replace(whole, suite=replace(whole.suite, profile="explore")))
+
+
+def test_a_report_of_a_simulation_says_so_wherever_it_is_shown(report: Report):
+    made = replace(report, subject=replace(report.subject, simulated=True), suite=replace(report.suite, complete=True))
+    assert "simulated 1.0 (simulated): as expected" in summary(made)
+    assert "says nothing of the real one" in render(made)
+    assert "simulated (simulated): 1 passed" in badge(signed(made))
+    assert "says nothing of the real one" not in render(report)
+
+
+def test_the_version_is_that_of_the_environment_that_the_engine_runs_in(make_runner, monkeypatch):
+    monkeypatch.setattr(environment, "engine_version", lambda engine, config: f"{engine} in {config.environment}")
+    runner = make_runner(settings=Settings(engine="simulated", config={"environment": "there"}, load_timeout=5.0))
+    runner.open()
+    assert runner.report([], complete=False).subject.engine_version == "simulated in there"
+
+
+def test_a_report_names_the_commit_of_the_suite(report: Report):
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    said = subprocess.run(git, capture_output=True, check=False)
+    assert report.environment.commit == (said.stdout.decode().strip() or None)
 
 
 def test_a_diff_shows_what_became_worse_first(report: Report):

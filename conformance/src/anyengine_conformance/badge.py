@@ -42,7 +42,8 @@ def statement(report: Report) -> tuple[str, bool]:
 def badge(report: Report) -> str:
     """An SVG: the suite and its version on the left, the outcome on the right."""
     text, good = statement(report)
-    left, right = f"anyengine {report.suite.version}", f"{report.subject.engine}: {text}"
+    simulated = " (simulated)" if report.subject.simulated else ""
+    left, right = f"anyengine {report.suite.version}", f"{report.subject.engine}{simulated}: {text}"
     widths = [round(len(part) * _CHARACTER) + _PADDING for part in (left, right)]
     title = escape(f"{left}: {right}")
     fills = ("#444", _GREEN if good else _RED)

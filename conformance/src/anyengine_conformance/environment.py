@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anyengine.environments import find_environment
@@ -43,19 +44,32 @@ def gather(engine: str) -> Environment:
         cpus=os.cpu_count(),
         accelerators=_accelerators(),
         packages=dict(sorted(found.items())),
+        commit=_commit(),
     )
 
 
 def _accelerators() -> list[str]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    command = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    said = _said("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    return [line.strip() for line in said.splitlines() if line.strip()]
+
+
+def _commit() -> str | None:
+    """Of the checkout that this very file belongs to; not of whatever repository an environment lies in."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    if not _said(*git, "ls-files", Path(__file__).name):
+        return None
+    return _said(*git, "describe", "--always", "--dirty").strip() or None
+
+
+def _said(program: str, *words: str) -> str:
+    """What a program says; nothing where it is missing or fails."""
+    found = shutil.which(program)
+    if found is None:
+        return ""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603 fixed
+        return subprocess.run([found, *words], capture_output=True, text=True, timeout=20, check=True).stdout  # noqa: S603 fixed
     except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        return ""
 
 
 def engine_version(engine: str, config: EngineConfig) -> str | None:

@@ -94,6 +94,7 @@ def summary(report: Report) -> str:
         parts.insert(0, note)
     counts = ", ".join(f"{number} {OUTCOMES[outcome][0]}" for outcome, number in report.counts().items())
     subject = " ".join(filter(None, (report.subject.engine, report.subject.engine_version)))
+    subject += " (simulated)" if report.subject.simulated else ""
     verdict = "as expected" if report.good else "NOT as it should be"
     exact = "; nothing was compared with exact scores" if report.suite.oracle == NO_ORACLE else ""
     parts.append(f"{subject}: {verdict}: {counts or 'nothing ran'}; {report.duration:.1f} s{exact}")

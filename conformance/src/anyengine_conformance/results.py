@@ -100,6 +100,7 @@ class SubjectFacts(Struct, kw_only=True):
         max_model_len: context in tokens.
         config: fields of EngineConfig for every load.
         capabilities: as declared after the load.
+        simulated: whether it was a simulation of the engine; says nothing of the real one then.
     """
 
     engine: str
@@ -112,6 +113,7 @@ class SubjectFacts(Struct, kw_only=True):
     max_model_len: int | None = None
     config: dict[str, object] = field(default_factory=dict[str, object])
     capabilities: dict[str, object] | None = None
+    simulated: bool = False
 
 
 class Environment(Struct, kw_only=True):
@@ -123,6 +125,7 @@ class Environment(Struct, kw_only=True):
         cpus: logical processors.
         accelerators: name of each.
         packages: distribution → version, of what takes part.
+        commit: of the checkout that the suite runs from, as ``git describe`` says it; None for an installed one.
     """
 
     platform: str
@@ -130,6 +133,7 @@ class Environment(Struct, kw_only=True):
     cpus: int | None
     accelerators: list[str]
     packages: dict[str, str]
+    commit: str | None = None
 
 
 class Report(Struct, kw_only=True):

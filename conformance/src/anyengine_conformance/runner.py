@@ -114,7 +114,9 @@ class Runner:
         self._garage = Garage(target or target_of(settings), settings)
         self._session = Session(self._garage, self._open_oracle, profile, self.seed)
         self._oracle: Oracle | OracleFailed | None = None
-        self._facts = SubjectFacts(engine=settings.engine, model=settings.config.get("model"))
+        self._facts = SubjectFacts(
+            engine=settings.engine, model=settings.config.get("model"), simulated=settings.simulated
+        )
         self._started = datetime.now(UTC)
         self._clock = time.monotonic()
 
@@ -143,8 +145,9 @@ class Runner:
             self._facts.engine_version = description.engine_version
             self._facts.plugin_version = description.plugin_version
             self._garage.described = description.capabilities
-        if self._facts.engine_version is None and self.settings.factory is None:
-            self._facts.engine_version = self._bench.run(self._version_elsewhere(), self.settings.load_timeout)
+        elsewhere = self._facts.engine_version is None and self.settings.factory is None
+        if elsewhere or "environment" in self.settings.config:
+            self._facts.engine_version = self._bench.run(self._version_there(), self.settings.load_timeout)
         for entry in self._expected.values():
             reason = entry.expired(self._started.date(), self._facts.engine_version)
             if reason is not None:
@@ -153,8 +156,8 @@ class Runner:
                     field=entry.id,
                 )
 
-    async def _version_elsewhere(self) -> str | None:
-        """Of an engine whose library is not here, but in an environment."""
+    async def _version_there(self) -> str | None:
+        """Of an engine whose library is in an environment."""
         try:
             return environment.engine_version(self.settings.engine, EngineConfig(**self.settings.config))
         except AnyEngineError:

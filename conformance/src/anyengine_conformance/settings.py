@@ -31,6 +31,7 @@ _SUBJECT = {
     "time_factor": float,
     "load_timeout": float,
     "xfails": str,
+    "simulated": bool,
 }
 _ENTRY = {"id": str, "reason": str, "link": str, "until": dt.date, "until_version": str}
 
@@ -49,6 +50,7 @@ class Settings:
         load_timeout: seconds for a load.
         tolerances: dtype → nats that a log-probability may be off; None takes the suite's own.
         xfails: file of expected failures.
+        simulated: whether the engine is a simulation of it; the report says so.
         file: where this comes from.
     """
 
@@ -61,6 +63,7 @@ class Settings:
     load_timeout: float = 600.0
     tolerances: Mapping[str, float] = field(default_factory=dict[str, float])
     xfails: Path | None = None
+    simulated: bool = False
     file: Path | None = None
 
 
@@ -117,7 +120,12 @@ def _strict(file: Path, place: str, table: object, allowed: Mapping[str, type]) 
         kind = allowed[key]
         fits = isinstance(value, kind) or (kind is float and isinstance(value, int) and not isinstance(value, bool))
         if not fits or isinstance(value, dt.datetime) or value == "" or (kind is float and value <= 0):
-            wanted = {str: "a text", float: "a number above 0", dt.date: "a date like 2027-01-31"}[kind]
+            wanted = {
+                str: "a text",
+                float: "a number above 0",
+                bool: "true or false",
+                dt.date: "a date like 2027-01-31",
+            }[kind]
             raise InvalidConfig(f"{file}: {place}.{key} must be {wanted}, not {value!r}", field=f"{place}.{key}")
     return entries
 
@@ -153,6 +161,7 @@ def read_settings(file: Path) -> Settings:
         load_timeout=float(subject.get("load_timeout", 600.0)),
         tolerances=tolerances,
         xfails=file.parent / subject["xfails"] if "xfails" in subject else None,
+        simulated=subject.get("simulated", False),
         file=file,
     )
 

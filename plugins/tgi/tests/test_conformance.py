@@ -17,7 +17,9 @@ from anyengine_conformance.runner import Runner
 from anyengine_conformance.settings import read_expected_failures, read_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from anyengine_conformance.results import Report
 
 HERE = Path(__file__).parent
 #: What the suite cannot say of the simulation, of the model that it has.
@@ -32,7 +34,7 @@ pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture
-def outcomes(launcher: Path, monkeypatch: pytest.MonkeyPatch):
+def outcomes(launcher: Path, monkeypatch: pytest.MonkeyPatch, keep_report: Callable[[Report], None]):
     """``outcomes(checks, **configuration)``: the ids of the checks by outcome, none of which may be bad."""
     monkeypatch.chdir(HERE.parents[2])  # the settings name the model from there
 
@@ -43,9 +45,12 @@ def outcomes(launcher: Path, monkeypatch: pytest.MonkeyPatch):
         runner = Runner(settings, expected=read_expected_failures(settings.xfails))
         try:
             runner.open()
-            results = runner.run(checks).results
+            report = runner.run(checks)
         finally:
             runner.close()
+        results = report.results
+        if report.suite.complete:
+            keep_report(report)
         assert [f"{each.id}: {each.outcome}: {each.reason} {each.seen}" for each in results if not each.good] == []
         found: dict[str, list[str]] = defaultdict(list)
         for result in results:

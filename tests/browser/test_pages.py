@@ -1,0 +1,116 @@
+"""The pages that the project makes, in Chromium: they need nothing else, fit a telephone, and can be read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from anyengine_conformance.html import render
+from anyengine_conformance.report import read_report
+from msgspec.structs import replace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).parents[2]
+LOOK = (Path(__file__).parent / "pages.js").read_text(encoding="utf-8")
+#: It may ask nobody anything, and runs as root in containers that have no GPU.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.fail("there is no chromium on the path: on Debian, apt-get install chromium")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module", params=["scoreboard", "conformance report"])
+def page_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page itself, or one that the suite writes, with every kind of outcome."""
+    if request.param == "scoreboard":
+        return ROOT / "docs" / "scoreboard.html"
+    report = read_report(ROOT / "results" / "cpu" / "conformance-reference.json")
+    wrong = [
+        replace(
+            result, outcome=outcome, reason="because", asked="a call", expected="this", seen="that" * 80, advice="do"
+        )
+        for result, outcome in zip(report.results, ("failed", "error", "xpassed", "xfailed", "not-run"), strict=False)
+    ]
+    file = tmp_path_factory.mktemp("pages") / "report.html"
+    file.write_text(render(replace(report, results=[*wrong, *report.results[len(wrong) :]])), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(params=["light", "dark"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def seen(browser: Any, page_file: Path, scheme: str, width: int) -> Iterator[dict[str, Any]]:
+    """What there is to say of the page at that width; with what it asked for, and what it complained of."""
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda made: asked.append(made.url))
+    page.goto(page_file.as_uri())
+    page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+    yield page.evaluate(LOOK) | {"said": said, "asked": asked}
+    page.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_page_can_be_read_at_any_width_and_in_both_schemes(seen: dict[str, Any]):
+    assert seen["texts"] > 100
+    assert seen["pale"] == []
+    assert seen["overflow"] <= 0
+
+
+@pytest.mark.parametrize("width", [1280])
+def test_a_page_asks_for_nothing_and_complains_of_nothing(seen: dict[str, Any], page_file: Path):
+    assert seen["said"] == []
+    assert [url for url in seen["asked"] if not url.startswith("data:")] == [page_file.as_uri()]
+
+
+@pytest.mark.parametrize("width", [1280])
+def test_a_page_can_be_found_ones_way_in(seen: dict[str, Any]):
+    assert (seen["language"], seen["topHeadings"], bool(seen["title"])) == ("en", 1, True)
+    wrong = (
+        "skippedHeadings",
+        "headersWithoutScope",
+        "tablesWithoutHeaders",
+        "nameless",
+        "emptyLinks",
+        "repeatedIds",
+        "deadAnchors",
+    )
+    assert {name: seen[name] for name in wrong if seen[name]} == {}
+
+
+@pytest.mark.parametrize("width", [1280])
+def test_links_to_files_lead_to_one(seen: dict[str, Any]):
+    files = [Path(unquote(urlsplit(link).path)) for link in seen["links"] if link.startswith("file:")]
+    assert [file for file in files if not file.exists()] == []

@@ -1,0 +1,1 @@
+"""The scoreboard: a page and two tables that follow from the reports under ``results/``, and from nothing else."""
