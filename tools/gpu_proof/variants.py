@@ -86,7 +86,7 @@ VARIANTS = (
         ("--config", "plugins/vllm/conformance-gpu.toml"),
         16,
         # Loading three of them takes most of the time there is.
-        ("benchmarks/vllm_overhead.py", "--rounds", "2"),
+        ("benchmarks/vllm_overhead.py", "--rounds", "2", "--pairs", "16"),
         SPECULATION,
         determinism=True,
     ),
@@ -98,7 +98,7 @@ VARIANTS = (
         ("dtype=bfloat16", "max_model_len=2048", "kv_cache.gpu_memory_fraction=0.05", "native.backend=turbomind"),
         ("--config", "plugins/lmdeploy/conformance-turbomind.toml"),
         8,
-        ("benchmarks/lmdeploy_overhead.py",),
+        ("benchmarks/lmdeploy_overhead.py", "--rounds", "2", "--pairs", "20"),
     ),
     Variant(
         "lmdeploy-pytorch",
