@@ -47,6 +47,8 @@ async def measured(
             answers = await live.generate(PROMPTS, sampling=greedy, max_tokens=tokens, ignore_eos=True)
             speed = sum(len(answer.token_ids) for answer in answers) / (time.perf_counter() - begun)
         facts = {"engine": name, "device": live.info.device, "dtype": live.info.dtype}
+        if "backend" in config.get("native", {}):  # of an engine that has several
+            facts["backend"] = config["native"]["backend"]
     return scores, speed, facts
 
 
@@ -91,7 +93,7 @@ async def rows(
 
 def key(row: dict[str, Any]) -> tuple[str, ...]:
     """What a newer row takes the place of."""
-    return tuple(str(row[name]) for name in ("engine", "device", "dtype", "model", "made_by", "made_as"))
+    return tuple(str(row.get(name)) for name in ("engine", "backend", "device", "dtype", "model", "made_by", "made_as"))
 
 
 def main() -> None:

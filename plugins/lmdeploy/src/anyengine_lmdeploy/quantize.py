@@ -4,7 +4,8 @@ Its commands ``auto_awq`` and ``smooth_quant`` take no text but that of a few na
 their parts are called one by one, in their order and with their defaults: ``CalibrationContext`` on the job's own
 sequences, ``smooth_layers``, then ``quant_weights`` or ``QLinear``. Names and arguments are those of 0.18.0.
 
-Its ``auto_gptq`` is left out: it needs auto-gptq, which was given up in 2025 and does not work with transformers 5.
+Its ``auto_gptq`` is left out: it needs auto-gptq, whose last release is of March 2024, before any transformers that
+LMDeploy 0.18 takes, and which was archived a year later.
 """
 
 from __future__ import annotations
