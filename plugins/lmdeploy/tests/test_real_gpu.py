@@ -309,7 +309,7 @@ async def test_what_lite_makes_runs_where_it_is_declared(real, exact, scheme, mo
     options = real | {"dtype": "auto"}
     if options["native"]["backend"] == "turbomind":
         # Of the built-in model's matrices some have 704 inputs: groups of 64.
-        with pytest.raises(UnsupportedParameter, match="native.backend='pytorch' can"):
+        with pytest.raises(UnsupportedParameter, match=r"native.backend='pytorch' can"):
             await Engine.load("lmdeploy", str(made), **options)
         return
     async with Engine.load("lmdeploy", str(made), **options) as engine:
