@@ -313,6 +313,8 @@ def main(
     settings = {"rounds": rounds, "tokens": tokens, "requests": requests, "config": shown, "against": against}
     head = {"engine": engine, "label": subject.label, "model": Path(model).name, "settings": settings}
     about = {"machine": platform.machine(), "date": datetime.now(UTC).date().isoformat()}
+    if backend := fields.get("native", {}).get("backend"):  # of an engine that has several
+        about["backend"] = backend
     candidates = [
         Candidate(Path(each), {"checkpoint": Path(each).name, "engine": engine, "label": subject.label, **about})
         for each in checkpoints

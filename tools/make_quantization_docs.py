@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anyengine_lmdeploy import quantize as lmdeploy_quantize
+from anyengine_lmdeploy.checkpoints import CHECKPOINTS as LMDEPLOY_CHECKPOINTS
 from anyengine_reference.plugin import CAPABILITIES, CHECKPOINTS
 from anyengine_vllm import quantize
 from anyengine_vllm.checkpoints import on_cpu, on_gpu
@@ -25,16 +27,19 @@ ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "quantization.md"
 RESULTS = ROOT / "results" / "quantization.json"
 
-#: Heading → engine, whether on a GPU, and what it declares.
+#: Heading → engine and which of its backends, whether on a GPU, and what it declares.
 COLUMNS = {
-    "reference": ("reference", False, CHECKPOINTS.formats),
-    "vllm, CPU": ("vllm", False, on_cpu()),
-    "vllm, GPU": ("vllm", True, on_gpu()),
+    "reference": ("reference", None, False, CHECKPOINTS.formats),
+    "vllm, CPU": ("vllm", None, False, on_cpu()),
+    "vllm, GPU": ("vllm", None, True, on_gpu()),
+    "lmdeploy, TurboMind": ("lmdeploy", "turbomind", True, LMDEPLOY_CHECKPOINTS["turbomind"].formats),
+    "lmdeploy, PyTorch": ("lmdeploy", "pytorch", True, LMDEPLOY_CHECKPOINTS["pytorch"].formats),
 }
 #: Who makes what: name → schemes, and those of them that are calibrated.
 MAKERS = {
     "reference": (CAPABILITIES.quantize, CAPABILITIES.calibrated),
     "vllm": (quantize.SCHEMES, quantize.CALIBRATED),
+    "lmdeploy": (lmdeploy_quantize.SCHEMES, lmdeploy_quantize.SCHEMES),
 }
 
 
@@ -62,12 +67,12 @@ def results() -> list[dict[str, Any]]:
 
 def cell(column: str, method: str, form: str | None, scheme: str) -> str:
     """Declared or measured, and with what limits."""
-    engine, gpu, formats = COLUMNS[column]
+    engine, backend, gpu, formats = COLUMNS[column]
     known: list[QuantizedFormat] = [f for f in formats if (f.method, f.format, f.scheme) == (method, form, scheme)]
     if not known:
         return "no"
     seen = any(
-        (row["engine"], row["method"], row["scheme"]) == (engine, method, scheme)
+        (row["engine"], row.get("backend"), row["method"], row["scheme"]) == (engine, backend, method, scheme)
         and form in {None, row["format"]}
         and ("cpu" not in str(row["device"]).lower()) == gpu
         for row in results()
@@ -83,7 +88,7 @@ def cell(column: str, method: str, form: str | None, scheme: str) -> str:
 
 def matrix() -> str:
     """What loads where."""
-    kinds = sorted({(f.scheme, f.method, f.format or "") for _, _, formats in COLUMNS.values() for f in formats})
+    kinds = sorted({(f.scheme, f.method, f.format or "") for *_, formats in COLUMNS.values() for f in formats})
     rows = [
         [
             f"`{scheme}`",
@@ -93,8 +98,8 @@ def matrix() -> str:
         for scheme, method, form in kinds
     ]
     note = (
-        "\n\nNumbers after *from* are compute capabilities. The plugins of LMDeploy, transformers, TensorRT-LLM and\n"
-        "TGI declare nothing yet: those engines are left to refuse by themselves."
+        "\n\nNumbers after *from* are compute capabilities. The plugins of transformers, TensorRT-LLM and TGI\n"
+        "declare nothing yet: those engines are left to refuse by themselves."
     )
     return table(["scheme", "stored as", *COLUMNS], rows) + note
 

@@ -68,7 +68,7 @@ class LlamaForCausalLM(Part):
         parts = {str(number): make() for number in range(layers)}
         self.model = Part(embed=Part(), layers=ModuleList(**parts))
         super().__init__(model=self.model, lm_head=Linear(128, 128))
-        self.config = SimpleNamespace(use_cache=True, update=lambda values: self.config.__dict__.update(values))
+        self.config = SimpleNamespace(use_cache=True, update=lambda values: vars(self.config).update(values))
         self.used_cache = None
 
     def eval(self):

@@ -1,5 +1,6 @@
 """Which quantised checkpoints each backend loads, and which backend a checkpoint chooses."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -130,11 +131,17 @@ def test_a_backend_that_was_chosen_refuses_by_name_and_names_the_other(simulated
 
 
 @pytest.mark.parametrize(
-    "config", [compressed(name="all"), compressed(form=None)], ids=["another name", "without a format"]
+    ("config", "said"),
+    [
+        (compressed(name="all"), "one group, config_groups.group_0"),
+        (compressed(form=None), "which says its format"),
+        ({**AWQ, "version": "GEMM"}, "says version 'gemm'"),
+        ({name: value for name, value in AWQ.items() if name != "version"}, "says version 'gemm'"),
+    ],
 )
-def test_groups_that_turbomind_does_not_find_are_refused(simulated, model, config):
+def test_words_that_turbomind_does_not_find_are_refused(simulated, model, config, said):
     files = replace(model, config=model.config | {"quantization_config": config})
-    with pytest.raises(UnsupportedParameter, match=r"one group, config_groups.group_0, which says its format"):
+    with pytest.raises(UnsupportedParameter, match=said):
         check_config(EngineConfig(), files, "turbomind", load_library().torch)
 
 
@@ -148,8 +155,6 @@ def test_awq_in_another_dtype_than_it_is_computed_in_is_refused(simulated, quant
 
 
 async def test_a_load_refuses_before_it_starts_anything(simulated, storyteller, tmp_path):
-    import json
-
     for file in storyteller.iterdir():
         (tmp_path / file.name).symlink_to(file)
     config = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": KINDS["awq, gemv"][0]}

@@ -157,7 +157,8 @@ def test_a_layer_of_another_shape_is_refused(toolchain, job):
 @pytest.mark.parametrize(
     ("broken", "error", "expected", "said"),
     [
-        ("lite.quantization.awq.smooth_layers", AssertionError(), UnsupportedParameter, "gives no numbers"),
+        ("lite.quantization.CalibrationContext.calibrate", AssertionError(), UnsupportedParameter, "are no numbers"),
+        ("lite.quantization.awq.smooth_layers", AssertionError(), UnsupportedParameter, "are no numbers"),
         ("lite.quantization.awq.quant_weights", MemoryError("none left"), OutOfMemory, "none left"),
     ],
 )

@@ -11,6 +11,7 @@ import time
 import pytest
 from anyengine import Engine, EngineDied, EngineUnresponsive, SamplingParams, Structured
 from anyengine.errors import OutOfMemory, UnsupportedCapability, UnsupportedParameter
+from anyengine.quantization import compare, held_out_texts, scores_of
 from anyengine.worker.supervisor import descendants
 
 pytestmark = [
@@ -288,3 +289,28 @@ async def test_a_cache_that_does_not_fit_is_out_of_memory(real_pytorch, storytel
         await Engine.load("lmdeploy", str(storyteller), **real_pytorch | {"kv_cache": {"capacity_tokens": 200_000_000}})
     print(caught.value)  # noqa: T201 for -s
     assert await gpu.back_to(level)
+
+
+# -- quantised checkpoints --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+async def exact(storyteller):
+    """The held-out texts scored by the reference engine, in float32."""
+    async with Engine.load("reference", str(storyteller)) as engine:
+        return await scores_of(engine, held_out_texts())
+
+
+@pytest.mark.parametrize(("scheme", "most"), [("fp8-dynamic", 0.06), ("int4-awq", 0.30), ("int8-w8a8", 0.03)], ids=str)
+async def test_what_lite_makes_runs_where_it_is_declared(real, exact, scheme, most, storyteller, tmp_path, place_of):
+    made = await Engine.quantize(
+        "lmdeploy", model=str(storyteller), scheme=scheme, output=tmp_path / "made", **place_of("lmdeploy")
+    )
+    options = real | {"dtype": "auto"}
+    if options["native"]["backend"] == "turbomind":
+        # Of the built-in model's matrices some have 704 inputs: groups of 64.
+        with pytest.raises(UnsupportedParameter, match=r"native.backend='pytorch' can"):
+            await Engine.load("lmdeploy", str(made), **options)
+        return
+    async with Engine.load("lmdeploy", str(made), **options) as engine:
+        assert compare(exact, await scores_of(engine, held_out_texts())).mean_kl <= most

@@ -76,6 +76,7 @@ KNOWN = {
         {"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True, "version": "gemm"},
         ("awq", "gemm", "int4-awq", 64, False, None),
     ),
+    "awq without a version": ({"quant_method": "awq", "w_bit": 4}, ("awq", "gemm", "int4-awq", 128, False, None)),
     "gptq": (
         {"quant_method": "gptq", "bits": 8, "group_size": -1, "sym": True, "desc_act": False},
         ("gptq", None, "int8-gptq", 0, True, None),

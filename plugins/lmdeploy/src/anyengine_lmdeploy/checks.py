@@ -41,21 +41,22 @@ def why_not_on(backend: BackendName, model: ModelFiles) -> str | None:
     for files in (model, *([model.draft] if model.draft else ())):
         reason = why_not(CHECKPOINTS[backend], files.path, files.config)
         if reason is None and backend == "turbomind":
-            reason = _why_not_by_its_groups(files)
+            reason = _why_not_by_its_words(files)
         if reason is not None:
             return f"it cannot run {files.path.name}: {reason}"
     return None
 
 
-def _why_not_by_its_groups(model: ModelFiles) -> str | None:
-    """``turbomind/converter.py`` reads one group by its name, and its format, which older files leave out."""
-    stated: Any = model.config.get("quantization_config")
-    if not stated or stated.get("quant_method") != "compressed-tensors":
-        return None
+def _why_not_by_its_words(model: ModelFiles) -> str | None:
+    """What ``turbomind/converter.py`` looks for in ``quantization_config``, and some toolchains leave out."""
+    stated: Any = model.config.get("quantization_config") or {}
+    if stated.get("quant_method") == "awq" and stated.get("version") != "gemm":
+        return "TurboMind takes awq whose quantization_config says version 'gemm'"
     groups: Any = stated.get("config_groups") or {}
-    if list(groups) == ["group_0"] and groups["group_0"].get("format"):
-        return None
-    return "TurboMind takes compressed-tensors with one group, config_groups.group_0, which says its format"
+    told = list(groups) == ["group_0"] and groups["group_0"].get("format")
+    if stated.get("quant_method") == "compressed-tensors" and not told:
+        return "TurboMind takes compressed-tensors with one group, config_groups.group_0, which says its format"
+    return None
 
 
 def check_config(config: EngineConfig, model: ModelFiles, backend: BackendName, torch: Any) -> None:

@@ -4,7 +4,8 @@ Its commands ``auto_awq`` and ``smooth_quant`` take no text but that of a few na
 their parts are called one by one, in their order and with their defaults: ``CalibrationContext`` on the job's own
 sequences, ``smooth_layers``, then ``quant_weights`` or ``QLinear``. Names and arguments are those of 0.18.0.
 
-Its ``auto_gptq`` is left out: it needs auto-gptq, which was given up in 2025 and does not work with transformers 5.
+Its ``auto_gptq`` is left out: it needs auto-gptq, whose last release is of March 2024, before any transformers that
+LMDeploy 0.18 takes, and which was archived a year later.
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ def quantize(job: QuantizeJob) -> QuantizeReport:
         return _Work(job, torch, _loaded(job)).done()
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(f"quantising {job.model.name} by {job.scheme}: {error}", engine=NAME) from error
+    except AssertionError as error:  # widths were looked at; what lite asserts beside them is that numbers are finite
+        raise _unsupported(job, f"lmdeploy.lite comes to values that are no numbers by {job.scheme}") from error
 
 
 def _loaded(job: QuantizeJob) -> Any:
@@ -127,12 +130,7 @@ class _Work:
         awq: Any = import_module("lmdeploy.lite.quantization.awq")
         structure = self._structure
         for name, layer in self._layers.items():
-            try:
-                awq.smooth_layers(
-                    {name: layer}, structure.matrices, structure.norms, largest, self._group, self._device
-                )
-            except AssertionError as error:
-                raise _unsupported(self._job, f"lmdeploy.lite's smoothing of {name} gives no numbers") from error
+            awq.smooth_layers({name: layer}, structure.matrices, structure.norms, largest, self._group, self._device)
             self._step()
         rounded: Callable[[str], None] = self._to_words if self._job.scheme == "int4-awq" else self._to_bytes
         for name in self._layers:
@@ -145,7 +143,7 @@ class _Work:
         recipe = {"calibration": "CalibrationContext", "smoothing": "smooth_layers", "quantization_config": config}
         return QuantizeReport(recipe={"lmdeploy.lite": recipe}, tools=tool_versions(_TOOLS))
 
-    def _step(self) -> None:
+    def _step(self, *_: object) -> None:
         self._stop_if_cancelled()
         self._steps += 1
         self._job.progress(self._steps, self._total)
@@ -209,7 +207,7 @@ class _Work:
         # With a cache, a sequence of the batch would see those before it: lite passes them one by one.
         use_cache, model.config.use_cache = model.config.use_cache, False
         hooks = [layer.register_forward_pre_hook(self._stop_if_cancelled) for layer in self._layers.values()]
-        hooks += [layer.register_forward_hook(lambda *_: self._step()) for layer in self._layers.values()]
+        hooks += [layer.register_forward_hook(self._step) for layer in self._layers.values()]
         try:
             with context:
                 context.calibrate(torch.tensor([list(ids) for ids in self._job.calibration or ()]))

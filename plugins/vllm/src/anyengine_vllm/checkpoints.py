@@ -64,6 +64,7 @@ def on_gpu() -> tuple[QuantizedFormat, ...]:
     own = [
         QuantizedFormat(
             method=method,
+            format="gemm" if method == "awq" else None,
             scheme=scheme,
             group_sizes=groups,
             asymmetric=method == "awq",

@@ -92,7 +92,8 @@ def _awq_or_gptq(found: Mapping[str, Any]) -> StoredQuantization:
     group = int(found.get("group_size", found.get("q_group_size", 128)))
     return StoredQuantization(
         method=method,
-        format=found.get("version") if method == "awq" else None,
+        # Of AutoAWQ, whose default it is where nothing is said.
+        format=str(found.get("version") or "gemm").lower() if method == "awq" else None,
         schemes=(f"int{bits}-{method}",),
         group_sizes=(max(0, group),),
         symmetric=bool(found.get("sym", True)) if method == "gptq" else not found.get("zero_point", True),
