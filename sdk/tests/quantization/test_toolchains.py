@@ -13,7 +13,7 @@ def test_the_first_size_that_divides_every_matrix_is_taken(inputs, expected):
 
 
 def test_where_none_divides_the_widths_are_named():
-    with pytest.raises(UnsupportedParameter, match="groups of 128, 64 or 32, .* matrices of 36, 48 inputs") as caught:
+    with pytest.raises(UnsupportedParameter, match=r"groups of 128, 64 or 32, .* matrices of 36, 48 inputs") as caught:
         group_size("int4", [48, 36, 48], (128, 64, 32), engine="simulated")
     assert (caught.value.field, caught.value.engine) == ("scheme", "simulated")
 
