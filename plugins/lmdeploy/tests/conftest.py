@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,28 @@ def simulated(importable: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 @pytest.fixture(scope="session")
 def storyteller() -> Path:
     return MODELS / "storyteller"
+
+
+@pytest.fixture(scope="session")
+def wide(storyteller: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with 768 in place of 704 inputs of its widest matrices, the new ones zeros: groups of 128 fit."""
+    import numpy as np
+    from anyengine_reference.model.checkpoint import Checkpoint, write_safetensors
+
+    folder = tmp_path_factory.mktemp("models") / "wide"
+    shutil.copytree(storyteller, folder)
+    config = json.loads((folder / "config.json").read_text())
+    more = 768 - config["intermediate_size"]
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 768}))
+    axes = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
+    layout, arrays = {}, []
+    for name, tensor in Checkpoint(storyteller).items():
+        axis = axes.get(name.split(".")[-2])
+        pad = [(0, more if number == axis else 0) for number in range(len(tensor.shape))]
+        arrays.append(np.pad(tensor.data(), pad))
+        layout[name] = (tensor.dtype, arrays[-1].shape)
+    write_safetensors(folder / "model.safetensors", layout, arrays)
+    return folder
 
 
 @pytest.fixture(scope="session")

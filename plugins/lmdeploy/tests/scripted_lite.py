@@ -86,12 +86,14 @@ class Toolchain:
         calls: (name of a function, its arguments).
         model: the one that is loaded.
         breaks: name of a function → what it raises.
+        smallest_scale: of what is rounded to 8 bits.
     """
 
     def __init__(self, facts, layers=2, **widths):
         self.calls = []
         self.model = LlamaForCausalLM(layers, **widths)
         self.breaks = {}
+        self.smallest_scale = 0.1
         self.tables = {"LlamaForCausalLM": "LlamaDecoderLayer", "Qwen3MoeForCausalLM": "Qwen3MoeDecoderLayer"}
         self._parameters = facts["read"]["lite"]["value"]
 
@@ -132,7 +134,9 @@ class Toolchain:
 
         def from_float(*positional, **named):
             chain._called("pytorch.models.QLinear.from_float", *positional, **named)
-            return Part()
+            made = Part()
+            made.scale = SimpleNamespace(min=lambda: chain.smallest_scale)
+            return made
 
         norms = {"norm": ["attention.q_proj"]}
         matrices = {"attention.q_proj": ["out"]}

@@ -223,7 +223,7 @@ class _Work:
         quant_weights: Any = import_module("lmdeploy.lite.quantization.awq").quant_weights
         quant_weights(
             self._model,
-            self._linear[layer],
+            self._linear.pop(layer),
             bits=_BITS,
             symmetry=False,
             arch=type(self._model).__name__,
@@ -235,9 +235,11 @@ class _Work:
         """Weights of 8 bits with a scale for each output."""
         linear: Any = import_module("lmdeploy.pytorch.models").QLinear
         element = getattr(self._torch, _ELEMENTS[self._job.scheme])
-        for name, matrix in self._linear[layer].items():
-            parent, _, own = name.rpartition(".")
+        for name, matrix in self._linear.pop(layer).items():  # what is done holds no memory of the device
             made = linear.from_float(matrix.to(self._device), quant_dtype=element).to("cpu")
+            if not float(made.scale.min()) > 0:  # lite divides by it, and fp8 would be no number
+                raise _unsupported(self._job, f"{name} has outputs whose weights are all 0, or no numbers")
+            parent, _, own = name.rpartition(".")
             setattr(self._model.get_submodule(parent), own, made)
 
     def _config(self) -> dict[str, Any]:
