@@ -238,7 +238,7 @@ class Fault:
         made: Any = self.broken(engine) if issubclass(self.broken, BrokenEngine) else engine
         return made
 
-    async def quantize(self, model: str, scheme: str, output: Path) -> Path:
+    async def quantize(self, model: str, scheme: str, output: Path, environment: str | None) -> Path:  # noqa: ARG002 it runs here
         """As a target of the runner."""
         return await Engine.quantize(self._plugin(), model=model, scheme=scheme, output=output)
 
@@ -287,7 +287,7 @@ class Healthy:
     async def load(self, config: Mapping[str, Any]) -> Engine:
         return await load_healthy(self.base, healthy_plugin(self.base), config)
 
-    async def quantize(self, model: str, scheme: str, output: Path) -> Path:
+    async def quantize(self, model: str, scheme: str, output: Path, environment: str | None) -> Path:  # noqa: ARG002 it runs here
         """As a target of the runner."""
         return await Engine.quantize(healthy_plugin(self.base), model=model, scheme=scheme, output=output)
 

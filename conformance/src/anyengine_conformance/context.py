@@ -184,7 +184,8 @@ class Context:
         """Make a quantised checkpoint of the subject's."""
         source = await self.source()
         self.asked(f"Engine.quantize(model={str(source)!r}, scheme={scheme!r}, output=…)")
-        return await self._garage.target.quantize(str(source), scheme, output)
+        environment = self._garage.settings.config.get("environment")
+        return await self._garage.target.quantize(str(source), scheme, output, environment)
 
     async def oracle(self) -> Oracle:
         """What gives exact scores for the subject's model."""

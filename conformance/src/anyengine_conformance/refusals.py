@@ -146,7 +146,7 @@ async def negative(context: Context, expression: str) -> None:
     if need.name == "raw":  # below that level: the parameter goes, this combination does not
         level = getattr(context.capabilities, need.kind)
         kind = UnsupportedCapability if level == "none" else UnsupportedParameter
-    if need.kind == "quantize" and context.described is not None and context.described.quantize:
+    if need.kind == "quantize" and context.capabilities.quantize:
         kind, field = UnsupportedParameter, "scheme"  # it can quantise, by other schemes
     with context.refused(kind, field=field, advice=_ADVICE):
         if need.at_load:

@@ -69,12 +69,12 @@ class Session:
         return engine
 
     async def _before_load(self) -> Capabilities:
-        """What is declared for configurations: by the default variant where it was loaded, else in general."""
-        if self._loaded is None and self._garage.described is None:
+        """What is declared for configurations: by the engine as it is loaded, for a plugin in general, and one in an
+        interpreter without its engine, declare what this model, device or environment cannot do.
+        """
+        if self._loaded is None:
             self._loaded = (await self._garage.engine(DEFAULT)).capabilities
-        known = self._loaded or self._garage.described
-        assert known is not None  # noqa: S101 one of the two was just learnt
-        return known
+        return self._loaded
 
     async def judge(self, made: Check, engine: Engine | None) -> Verdict:  # noqa: PLR0911 one for each way to end
         """Run a check, or its negative where the engine does not declare what it needs."""

@@ -38,8 +38,8 @@ class Target(Protocol):
         """Bring an engine up, by fields of :class:`anyengine.EngineConfig`."""
         ...
 
-    async def quantize(self, model: str, scheme: str, output: Path) -> Path:
-        """Make a quantised checkpoint: see :meth:`anyengine.Engine.quantize`."""
+    async def quantize(self, model: str, scheme: str, output: Path, environment: str | None) -> Path:
+        """Make a quantised checkpoint, where the engine runs: see :meth:`anyengine.Engine.quantize`."""
         ...
 
 
@@ -58,9 +58,11 @@ class PluginTarget:
     async def load(self, config: Mapping[str, Any]) -> Engine:
         return await Engine.load(self._engine, config=EngineConfig(**config))
 
-    async def quantize(self, model: str, scheme: str, output: Path) -> Path:
+    async def quantize(self, model: str, scheme: str, output: Path, environment: str | None) -> Path:
         # The suite measures the drift itself, on the engine under test.
-        return await Engine.quantize(self._engine, model=model, scheme=scheme, output=output, oracle=None)
+        return await Engine.quantize(
+            self._engine, model=model, scheme=scheme, output=output, environment=environment, oracle=None
+        )
 
 
 class FactoryTarget:
@@ -124,11 +126,11 @@ class FactoryTarget:
             )
         return engine
 
-    async def quantize(self, model: str, scheme: str, output: Path) -> Path:
+    async def quantize(self, model: str, scheme: str, output: Path, environment: str | None) -> Path:
         made = await self._factory()
         if not isinstance(made, PluginTarget):
             raise NotApplicable("the subject's factory makes engines, and no plugin that could quantise")
-        return await made.quantize(model, scheme, output)
+        return await made.quantize(model, scheme, output, environment)
 
 
 def target_of(settings: Settings) -> Target:
