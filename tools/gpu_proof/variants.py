@@ -118,7 +118,6 @@ VARIANTS = (
         suite=("--config", "plugins/transformers/conformance.toml", "-o", "device=cuda"),
         concurrency=False,
         quantized=False,
-        determinism=True,
     ),
     Variant(
         "transformers-float32",
