@@ -2,6 +2,7 @@
 """Simulated engines, good and bad, that run in a worker: each an entry point of the package that conftest.py makes."""
 
 import asyncio
+import ctypes
 import gc
 import itertools
 import json
@@ -184,6 +185,17 @@ class DiesInLoad(Simulated):
 
 
 dies_in_load = DiesInLoad(lambda _: HELLO, str(MODEL), name="dies-in-load")
+
+
+class DeafInLoad(Simulated):
+    """Holds the interpreter's lock while it loads, as libraries do, for longer than a heartbeat may be missing."""
+
+    async def load(self, config, model):
+        ctypes.PyDLL(None).sleep(8)
+        return await super().load(config, model)
+
+
+deaf_in_load = DeafInLoad(lambda _: HELLO, str(MODEL), name="deaf-in-load")
 
 
 class Reports(Simulated):

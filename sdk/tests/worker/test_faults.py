@@ -86,6 +86,11 @@ async def test_a_stopped_worker_is_found_by_its_missing_heartbeat(worker, proces
     assert gone(pids) == []
 
 
+async def test_a_worker_may_be_silent_while_it_loads(worker):
+    async with worker("deaf-in-load") as engine:
+        assert (await engine.generate("hi", max_tokens=1)).token_ids == [71]
+
+
 @pytest.mark.parametrize("child", [0, 1])
 async def test_a_stopped_process_of_the_engine_is_found_while_the_worker_lives(worker, processes, gone, child):
     async with worker("children") as engine:

@@ -53,6 +53,7 @@ async def start_worker(place: Worker, config: EngineConfig) -> tuple[ModelFiles,
     try:
         with anyio.move_on_after(max(0.0, config.startup_timeout - (monotonic() - begun))) as limit:
             _, loaded = await connection.call("load", Loaded, **_load(place, config, process.log_level))
+            process.ready()
             return loaded.model, WorkerRuntime(place.engine, config, loaded, process, connection)
         assert limit.cancelled_caught  # noqa: S101 there is no other way here
         raise _late(place, process, config.startup_timeout)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WorkerProcess"]
 
-#: Seconds without a heartbeat after which the worker is taken for hung.
+#: Seconds without a heartbeat after which a worker that has loaded is taken for hung; before, it is `health_timeout`.
 _HEARTBEAT_TIMEOUT = 6.0
 #: How often the watching thread looks up, in seconds.
 _TICK = 0.5
@@ -76,6 +76,8 @@ class WorkerProcess:
         self._over = False
         self._closing = False
         self._status: int | None = None
+        # Loading is work of libraries that keep the interpreter's lock to themselves for longer than a heartbeat.
+        self._patience = (max(_HEARTBEAT_TIMEOUT, health_timeout), 0.0)
         self.exited: asyncio.Future[None] = self._loop.create_future()
         self._start(python, variables)
         self._thread = threading.Thread(target=self._watch, name=f"anyengine-worker-{engine}", daemon=True)
@@ -107,6 +109,10 @@ class WorkerProcess:
         for end in theirs:
             end.close()
         self.pid = self._process.pid
+
+    def ready(self) -> None:
+        """From now on a worker without a heartbeat is taken for hung soon: it has loaded."""
+        self._patience = (_HEARTBEAT_TIMEOUT, monotonic())
 
     # -- the watching thread ----------------------------------------------------------------------
 
@@ -147,9 +153,10 @@ class WorkerProcess:
                 self._kill_group()
                 return
             # Twice in a row: a computer that slept wakes up with its heartbeats still to be read.
-            silent = beat is not None and monotonic() - beat > _HEARTBEAT_TIMEOUT
+            limit, since = self._patience
+            silent = beat is not None and monotonic() - max(beat, since) > limit
             if silent and late:
-                self._fail(self._unresponsive(f"its worker has given no sign of life for {_HEARTBEAT_TIMEOUT:.0f} s"))
+                self._fail(self._unresponsive(f"its worker has given no sign of life for {limit:.0f} s"))
             late = silent
 
     def _hear(self, selector: selectors.BaseSelector, frames: FrameReader) -> float | None:
