@@ -40,7 +40,8 @@ def write_rows(rows: list[dict[str, Any]], file: Path = RESULTS) -> int:
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def main(files: tuple[Path, ...]) -> None:
     """Put the rows of all files there."""
-    rows = [row for file in files for row in json.loads(file.read_text("utf-8"))["rows"]]
+    reports = [file for file in files if not file.name.endswith(".step.json")]
+    rows = [row for file in reports for row in json.loads(file.read_text("utf-8"))["rows"]]
     click.echo(f"{write_rows(rows)} of {len(rows)} rows were measured")
 
 

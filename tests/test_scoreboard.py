@@ -20,6 +20,22 @@ CHECKS = {made.id: made for made in all_checks()}
 FAMILIES = list(dict.fromkeys(made.family for made in CHECKS.values()))
 INTERVAL = {"median": 123.4, "low": 101.2, "high": 145.6}
 BENCHMARK = {"environment": {"date": "2026-11-28T10:00:00+00:00", "commit": "c0ffee1", "packages": {"vllm": "0.25.1"}}}
+README = """# x
+
+<!-- scoreboard -->
+
+old
+
+<!-- /scoreboard -->
+
+<!-- abilities -->
+
+old
+
+<!-- /abilities -->
+
+rest
+"""
 ZERO = "1 passed, 0 failed, 0 unsupported and refused"
 ENGINE = {"engine": "vllm", "model": "m", "dtype": "bfloat16", "device": "NVIDIA H200"}
 
@@ -55,7 +71,7 @@ class Cells(HTMLParser):
 def root(tmp_path: Path) -> Path:
     """A repository without a report."""
     (tmp_path / "results").mkdir()
-    (tmp_path / "README.md").write_text("# x\n\n<!-- scoreboard -->\n\nold\n\n<!-- /scoreboard -->\n\nrest\n")
+    (tmp_path / "README.md").write_text(README)
     return tmp_path
 
 
@@ -107,7 +123,7 @@ def test_without_reports_every_section_says_not_measured(root: Path):
     page, readme = made(root)
     sections = re.findall(r'<h2 id="(\w+)">', page)
     assert page.count("<p>Not measured.</p>") == len(sections) - 1  # no failure is expected either
-    assert readme == "# x\n\n<!-- scoreboard -->\n\nNot measured.\n\n<!-- /scoreboard -->\n\nrest\n"
+    assert readme == README.replace("old", "Not measured.")
 
 
 def test_a_cell_counts_what_the_report_says_and_names_it(root: Path):
@@ -131,6 +147,18 @@ def test_a_cell_counts_what_the_report_says_and_names_it(root: Path):
     for fact in ("version 1.2", "a CPU", "model", "a selection of 5 checks", "2026-11-28", "c0ffee1"):
         assert fact in page
     assert 'It is so. (<a href="https://example.org/line">source</a>)' in page
+
+
+def test_abilities_are_those_that_were_declared_when_the_engine_was_loaded(root: Path):
+    declared = {"sampling": ["top_p", "top_k", "min_p"], "structured": ["regex"], "unproven": ["min_p"], "sleep": True}
+    conformance(root, "a.json", {"batching.no-cross-talk": "passed"}, capabilities=declared)
+    conformance(root, "b.json", {"batching.no-cross-talk": "passed"}, engine="other", simulated=True, capabilities={})
+    lines = made(root)[1].splitlines()
+    assert "|  | mine | other, simulated |" in lines
+    assert "| temperature, top-p, top-k | `top_p`, `top_k` | no |" in lines
+    assert "| min-p | yes* | no |" in lines
+    assert "| structured output | `regex` | no |" in lines
+    assert "| sleeps and wakes | yes | no |" in lines
 
 
 def test_what_was_simulated_says_so_in_every_cell(root: Path):

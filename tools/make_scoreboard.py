@@ -1,4 +1,4 @@
-"""Write ``docs/scoreboard.html`` and the tables of the README's section "Scoreboard", from the reports under results/.
+"""Write ``docs/scoreboard.html`` and tables of the README (scoreboard, abilities), from the reports under results/.
 
     python tools/make_scoreboard.py [--check]
 
@@ -13,11 +13,12 @@ import re
 from pathlib import Path
 
 from anyengine_conformance.report import BadReport
-from scoreboard.page import PAGE, markdown, page
+from scoreboard.page import PAGE, can_do, markdown, page
 from scoreboard.reports import BadResult, find
 
 ROOT = Path(__file__).parents[1]
-_BLOCK = re.compile(r"(<!-- scoreboard -->\n\n).*?(\n\n<!-- /scoreboard -->)", re.DOTALL)
+#: Name of a place in the README → what stands there.
+BLOCKS = {"scoreboard": markdown, "abilities": can_do}
 
 
 def make(root: Path = ROOT) -> dict[Path, str]:
@@ -31,11 +32,14 @@ def make(root: Path = ROOT) -> dict[Path, str]:
         BadResult: another report is not as its benchmark writes it.
     """
     found = find(root)
-    tables = markdown(found)
     readme = root / "README.md"
-    text, count = _BLOCK.subn(lambda place: f"{place[1]}{tables}{place[2]}", readme.read_text("utf-8"))
-    if count != 1:
-        raise BadResult(f"README.md has {count} places between <!-- scoreboard --> and <!-- /scoreboard -->")
+    text = readme.read_text("utf-8")
+    for name, write in BLOCKS.items():
+        made = write(found)
+        block = re.compile(rf"(<!-- {name} -->\n\n).*?(\n\n<!-- /{name} -->)", re.DOTALL)
+        text, count = block.subn(lambda place, made=made: f"{place[1]}{made}{place[2]}", text)
+        if count != 1:
+            raise BadResult(f"README.md has {count} places between <!-- {name} --> and <!-- /{name} -->")
     return {root / PAGE: page(found), readme: text}
 
 

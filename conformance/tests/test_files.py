@@ -16,6 +16,7 @@ from anyengine_conformance.progress import summary
 from anyengine_conformance.report import BadReport, read_report, signed, write_report
 from anyengine_conformance.results import Report
 from anyengine_conformance.settings import ExpectedFailure, Settings, read_expected_failures, read_settings
+from anyengine_conformance.violation import without_places
 from msgspec.structs import replace
 
 ENTRY = 'id = "streaming.terminal-is-last"\nreason = "r"\nlink = "l"\n'
@@ -189,3 +190,9 @@ def test_a_diff_shows_what_became_worse_first(report: Report):
     assert compare(worse, report)[0].kind == "better"
     assert compare(report, replace(report, results=[]))[0].kind == "worse"
     assert compare(report, report) == []
+
+
+def test_reports_name_no_places_of_a_machine():
+    call = "Engine.load(model='/home/me/small', lora={'a': '/tmp/x1/first'}) engine.generate('and/or /a/b')"
+    told = "Engine.load(model='…/small', lora={'a': '…/first'}) engine.generate('and/or /a/b')"
+    assert without_places(call) == told

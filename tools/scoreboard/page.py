@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from scoreboard import conformance, quality, speed
+from scoreboard import abilities, conformance, quality, speed
 from scoreboard.reports import Step
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from scoreboard.reports import Found
 
-__all__ = ["markdown", "page"]
+__all__ = ["can_do", "markdown", "page"]
 
 #: Folder of the page, from the repository's root.
 PAGE = "docs/scoreboard.html"
@@ -94,6 +94,13 @@ def markdown(found: Found) -> str:
     )
     families = _table(("configuration", *(name for name, _ in conformance.families())), cells)
     return "\n\n".join((basis, _table(titles, facts), families))
+
+
+def can_do(found: Found) -> str:
+    """A table: what each configuration can do."""
+    if not abilities.columns(found):
+        return "Not measured."
+    return _table(("", *abilities.columns(found)), abilities.lines(found))
 
 
 def _commit(commit: str) -> str:

@@ -15,7 +15,7 @@ from anyengine import AnyEngineError, SamplingParams
 from anyengine_conformance import properties, statistics
 from anyengine_conformance.check import OWN
 from anyengine_conformance.oracle import NO_ORACLE, EngineOracle
-from anyengine_conformance.violation import NotApplicable, Violation, shown
+from anyengine_conformance.violation import NotApplicable, Violation, shown, without_places
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
@@ -224,6 +224,7 @@ class Context:
 
     def asked(self, call: str) -> None:
         """Remember what was asked, for the report."""
+        call = without_places(call)
         if not self._asked or self._asked[-1] != call:
             self._asked.append(call)
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 
-__all__ = ["NotApplicable", "Violation", "shown"]
+__all__ = ["NotApplicable", "Violation", "shown", "without_places"]
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 300
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = _REPR.maxfrozenset = 24
 _REPR.maxlevel = 5
+
+#: All but the last part of an absolute path in quotes.
+_PLACE = re.compile(r"""(?<=['"])/(?:[^'"/\n]+/)+(?=[^'"/\n]+['"])""")
+
+
+def without_places(call: str) -> str:
+    """A call as a report tells it: of its paths the last part, for reports are shown to others."""
+    return _PLACE.sub("…/", call)
 
 
 def shown(value: object) -> str:
