@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from anyengine import EngineConfig
 from anyengine.errors import InvalidConfig, OutOfMemory, UnsupportedParameter
@@ -130,10 +132,38 @@ def test_a_model_that_does_not_say_its_context_needs_one(arguments, model):
     assert arguments("pytorch", files, max_model_len=64).config["session_len"] == 64
 
 
-def test_adapters_are_named_with_their_folders(arguments, model, tmp_path):
-    files = replace(model, loras={"a": tmp_path / "a"})
-    made = arguments("pytorch", files, lora={"adapters": {"a": "x"}})
-    assert made.config["adapters"] == {"a": str(tmp_path / "a")}
+@pytest.fixture
+def adapted(model, tmp_path):
+    """``adapted(ranks)``: the checkpoint with an adapter of each rank, named a, b, c."""
+
+    def make(*ranks):
+        folders = {name: tmp_path / name for name, _ in zip("abc", ranks, strict=False)}
+        for folder, rank in zip(folders.values(), ranks, strict=True):
+            folder.mkdir()
+            (folder / "adapter_config.json").write_text(json.dumps({"r": rank}))
+        return replace(model, loras=folders)
+
+    return make
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_loras": 2}, {"max_loras": 8}, {"max_rank": 8, "max_loras": 2}])
+def test_adapters_are_named_with_their_folders(arguments, adapted, limits):
+    files = adapted(8, 4)
+    made = arguments("pytorch", files, lora={"adapters": dict.fromkeys("ab", "x"), **limits})
+    assert made.config["adapters"] == {name: str(folder) for name, folder in files.loras.items()}
+
+
+@pytest.mark.parametrize(("limits", "ranks"), [({"max_rank": 8}, (8, 9)), ({}, (16, 17))])
+def test_an_adapter_of_a_higher_rank_than_asked_for_is_refused(arguments, adapted, limits, ranks):
+    with pytest.raises(UnsupportedParameter) as caught:
+        arguments("pytorch", adapted(*ranks), lora={"adapters": dict.fromkeys("ab", "x"), **limits})
+    assert caught.value.field == "lora.adapters.b"
+
+
+def test_fewer_adapters_in_a_batch_than_are_loaded_are_refused(arguments, adapted):
+    with pytest.raises(UnsupportedParameter, match="all 3 adapters") as caught:
+        arguments("pytorch", adapted(8, 8, 8), lora={"adapters": dict.fromkeys("abc", "x"), "max_loras": 2})
+    assert caught.value.field == "lora.max_loras"
 
 
 @pytest.mark.parametrize(

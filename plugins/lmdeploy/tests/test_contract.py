@@ -90,6 +90,7 @@ def _mapped(decided):
 @pytest.mark.parametrize("backend", ["turbomind", "pytorch"])
 def test_what_is_mapped_is_what_is_passed_and_has_its_type(simulated, decisions, model, backend):
     files, seen, speculative = replace(model, loras={"a": model.path}, draft=model), set(), set()
+    (model.path / "adapter_config.json").write_text('{"r": 8}')
     for fields in ASKED[backend]:
         config = EngineConfig(**fields)
         made = engine_arguments(config, files, parse_options(config), backend, lambda: (70 * 2**30, 80 * 2**30))

@@ -3,7 +3,7 @@ from anyengine import EngineConfig
 from anyengine.errors import InvalidConfig, UnsupportedParameter
 from anyengine.hub import ModelFiles
 from anyengine_vllm.checks import OWNED, check_native
-from anyengine_vllm.config import adapter_rank, engine_arguments
+from anyengine_vllm.config import engine_arguments
 from msgspec.structs import replace
 
 VOCABULARY = {"vocab_size": 4096, "max_position_embeddings": 1024}
@@ -233,11 +233,12 @@ def test_adapters(arguments, device, fields, expected):
     assert {name: values[name] for name in expected} == expected
 
 
-def test_an_adapter_of_a_higher_rank_than_asked_for_is_refused(tmp_path):
+def test_an_adapter_of_a_higher_rank_than_asked_for_is_refused(model, tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"r": 9}')
-    assert adapter_rank("a", tmp_path, 9) == 9
+    adapted = replace(model, loras={"a": tmp_path})
     with pytest.raises(UnsupportedParameter) as caught:
-        adapter_rank("a", tmp_path, 8)
+        # vLLM's own limit is the next larger one that it knows, 16.
+        engine_arguments(EngineConfig(lora={"adapters": {"a": "x"}, "max_rank": 8}), adapted, "cuda")
     assert caught.value.field == "lora.adapters.a"
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from anyengine.errors import InvalidConfig, ModelNotFound, UnsupportedParameter
+from anyengine.backend.adapters import check_adapter_rank
+from anyengine.errors import InvalidConfig, UnsupportedParameter
 
 from anyengine_tgi.capabilities import MAX_LOGPROBS
 from anyengine_tgi.launcher import OWNED, native_flags
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
@@ -148,24 +147,13 @@ def _adapters(config: EngineConfig, model: ModelFiles) -> str | None:
     if config.lora is None:
         return None
     for name, folder in model.loras.items():
-        place = f"lora.adapters.{name}"
         if any(sign in f"{name}{folder}" for sign in ",=@"):
             raise _unsupported(
-                place, "TGI's list of adapters has no room for the characters , = @ in names and folders"
+                f"lora.adapters.{name}",
+                "TGI's list of adapters has no room for the characters , = @ in names and folders",
             )
-        rank = _rank(folder, place)
-        if rank > config.lora.max_rank:
-            raise _unsupported(place, f"its rank is {rank}, and lora.max_rank is {config.lora.max_rank}")
+        check_adapter_rank(name, folder, config.lora.max_rank)
     return ",".join(f"{name}={folder}" for name, folder in model.loras.items()) or None
-
-
-def _rank(folder: Path, place: str) -> int:
-    file = folder / "adapter_config.json"
-    try:
-        content: dict[str, Any] = json.loads(file.read_bytes())
-        return int(content["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelNotFound(f"{file} cannot be read: {type(error).__name__}: {error}", field=place) from error
 
 
 def _environment(config: EngineConfig) -> dict[str, str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from anyengine.backend.adapters import check_adapter_rank
 from anyengine.backend.memory import free_fraction, weight_bytes
 from anyengine.errors import InvalidConfig
 
 from anyengine_trtllm.capabilities import QUANTIZATION
-from anyengine_trtllm.checkpoint import adapter_rank, own_quantization
+from anyengine_trtllm.checkpoint import own_quantization
 from anyengine_trtllm.checks import unsupported
 from anyengine_trtllm.options import NESTED, SPECULATION
 
@@ -250,7 +251,7 @@ def _lora(wanted: LoRAConfig, model: ModelFiles, library: Library) -> dict[str, 
             field="lora.adapters",
         )
     for name, folder in model.loras.items():
-        adapter_rank(name, folder, wanted.max_rank)
+        check_adapter_rank(name, folder, wanted.max_rank)
     config = library.make(
         "LoraConfig",
         lora_dir=[str(folder) for folder in model.loras.values()][:1],

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from anyengine.backend.adapters import check_adapter_rank
 from anyengine.errors import InvalidRequest, UnsupportedParameter
-
-from anyengine_trtllm.checkpoint import adapter_rank
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +60,7 @@ class Adapters:
         """
         if self.config is None:
             raise UnsupportedParameter("lora: the engine was not loaded for adapters", field="lora")
-        adapter_rank(name, path, self.config.max_rank)
+        check_adapter_rank(name, path, self.config.max_rank)
         number = next(self._numbers)
         try:
             self._loaded[name] = self.lora_request(

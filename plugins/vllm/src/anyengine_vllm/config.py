@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from anyengine.errors import InvalidConfig, ModelNotFound
+from anyengine.backend.adapters import check_adapter_rank
+from anyengine.errors import InvalidConfig
 
 from anyengine_vllm import versions
 from anyengine_vllm.capabilities import MAX_LOGPROBS
 from anyengine_vllm.checks import check_device, check_embed, check_stored, unsupported
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from anyengine.config import EngineConfig, LoRAConfig
     from anyengine.hub import ModelFiles
 
-__all__ = ["Arguments", "adapter_rank", "adapter_slots", "engine_arguments"]
+__all__ = ["Arguments", "adapter_slots", "engine_arguments"]
 
 #: Ranks that vLLM can be set up for; the smallest that suffices is taken.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -209,7 +207,7 @@ def _lora(config: EngineConfig, model: ModelFiles, device: str) -> dict[str, Any
     if rank is None:
         raise unsupported("lora.max_rank", f"vLLM's largest is {_RANKS[-1]}, not {wanted.max_rank}")
     for name, folder in model.loras.items():
-        adapter_rank(name, folder, wanted.max_rank)
+        check_adapter_rank(name, folder, wanted.max_rank)
     slots = wanted.max_loras
     if device == "cpu":
         # vLLM's kernels for the CPU give a request without an adapter whatever lies in the last slot, if another in its
@@ -227,22 +225,3 @@ def _lora(config: EngineConfig, model: ModelFiles, device: str) -> dict[str, Any
 def adapter_slots(wanted: LoRAConfig) -> int:
     """Adapters that there can be at once on a CPU: see :func:`engine_arguments`."""
     return max(wanted.max_loras, len(wanted.adapters))
-
-
-def adapter_rank(name: str, folder: Path, most: int) -> int:
-    """Rank of an adapter.
-
-    Raises:
-        UnsupportedParameter: it is larger than ``lora.max_rank``; vLLM's own limit may be a little higher.
-        ModelNotFound: the folder holds no readable adapter.
-    """
-    place = f"lora.adapters.{name}"
-    file = folder / "adapter_config.json"
-    try:
-        content: dict[str, Any] = json.loads(file.read_bytes())
-        rank = int(content["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelNotFound(f"{file} cannot be read: {type(error).__name__}: {error}", field=place) from error
-    if rank > most:
-        raise unsupported(place, f"its rank is {rank}, and lora.max_rank is {most}")
-    return rank

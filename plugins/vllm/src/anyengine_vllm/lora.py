@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from anyengine.backend.adapters import check_adapter_rank
 from anyengine.errors import InvalidRequest, UnsupportedParameter
 
-from anyengine_vllm.config import adapter_rank
 from anyengine_vllm.errors import request_error
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Adapters:
                 "(lora.max_loras, or the adapters at start); unload one, or load with more",
                 field="lora.max_loras",
             )
-        adapter_rank(name, path, self.config.max_rank)
+        check_adapter_rank(name, path, self.config.max_rank)
         number = next(self._numbers)
         request = self.lora_request(lora_name=f"{name}#{number}", lora_int_id=number, lora_path=str(path))
         try:
