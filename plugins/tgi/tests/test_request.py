@@ -202,6 +202,12 @@ def test_adapters_are_a_list_of_names_and_folders(tmp_path: Path):
     assert launcher_arguments(config, model, {}).values["lora_adapters"] == f"a={adapter}"
     with pytest.raises(UnsupportedParameter, match="rank is 8"):
         launcher_arguments(EngineConfig(lora={"adapters": {"a": "x"}, "max_rank": 4}), model, {})
+    three = files(tmp_path, loras=dict.fromkeys("abc", adapter))
+    bounds = {"adapters": dict.fromkeys("abc", "x"), "max_loras": 2}
+    with pytest.raises(UnsupportedParameter) as caught:
+        launcher_arguments(EngineConfig(lora=bounds), three, {})
+    assert caught.value.field == "lora.max_loras"
+    launcher_arguments(EngineConfig(lora=bounds | {"max_loras": 3}), three, {})
     with pytest.raises(UnsupportedParameter, match="characters"):
         launcher_arguments(config, files(tmp_path, loras={"a=b": adapter}), {})
 

@@ -153,6 +153,11 @@ def _adapters(config: EngineConfig, model: ModelFiles) -> str | None:
                 "TGI's list of adapters has no room for the characters , = @ in names and folders",
             )
         check_adapter_rank(name, folder, config.lora.max_rank)
+    if "max_loras" in set(config.lora.changed()) and config.lora.max_loras < len(model.loras):
+        raise _unsupported(
+            "lora.max_loras",
+            f"TGI has all {len(model.loras)} adapters that it is launched with in one batch; give that or more",
+        )
     return ",".join(f"{name}={folder}" for name, folder in model.loras.items()) or None
 
 
