@@ -1,9 +1,11 @@
-"""What ``quantized.py`` measured, put into ``results/quantization.json``, which ``docs/quantization.md`` is made of.
+"""What was measured of quantised checkpoints, put into ``results/quantization.json``, of which ``docs/quantization.md``
+is made.
 
-    python benchmarks/quantized_rows.py results/h200/quantized-*.json
+    python benchmarks/quantized_rows.py results/h200/quantized-*.json results/h200/quantize-*.json
 
-Only what was measured gets there; what an engine refused, and what failed, stays in the files themselves. A newer row
-takes the place of that of the same configuration.
+The files are those of ``quantized.py``, and what ``anyengine quantize --json`` says: there the oracle measured, on a
+CPU in float32. Only what was measured gets there; what an engine refused, and what failed, stays in the files. A newer
+row takes the place of that of the same configuration.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from typing import Any
 import click
 
 RESULTS = Path(__file__).parents[1] / "results" / "quantization.json"
+_DRIFT = ("perplexity_ratio", "mean_kl", "top1_agreement", "tokens")
 _KEY = ("engine", "label", "device", "dtype", "model", "made_by", "made_as")
 
 
 def key(row: dict[str, Any]) -> tuple[str, ...]:
     """What a newer row takes the place of."""
-    return tuple(str(row.get(name, "")) for name in _KEY)
+    return tuple(str(row.get(name, row["engine"] if name == "label" else "")) for name in _KEY)
 
 
 def write_rows(rows: list[dict[str, Any]], file: Path = RESULTS) -> int:
@@ -36,12 +39,37 @@ def write_rows(rows: list[dict[str, Any]], file: Path = RESULTS) -> int:
     return len(measured)
 
 
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """Those of a benchmark, or the one of a job, whose date is in what the proof says of its step."""
+    report = json.loads(file.read_text("utf-8"))
+    if "rows" in report:
+        return report["rows"]
+    if report["drift"] is None:
+        return [{"outcome": "not measured"}]
+    oracle = report["drift"]["oracle"].partition(" ")[0]
+    return [
+        {
+            "outcome": "measured",
+            "engine": oracle,
+            "label": oracle,
+            "device": "cpu",
+            "dtype": "float32",
+            "model": Path(report["model"]).name,
+            "made_by": report["engine"],
+            "made_as": report["scheme"],
+            "against": oracle,
+            "drift": {name: report["drift"][name] for name in _DRIFT},
+            "date": json.loads(file.with_suffix(".step.json").read_text("utf-8"))["date"][:10],
+        }
+    ]
+
+
 @click.command(help=__doc__)
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def main(files: tuple[Path, ...]) -> None:
     """Put the rows of all files there."""
     reports = [file for file in files if not file.name.endswith(".step.json")]
-    rows = [row for file in reports for row in json.loads(file.read_text("utf-8"))["rows"]]
+    rows = [row for file in reports for row in rows_of(file)]
     click.echo(f"{write_rows(rows)} of {len(rows)} rows were measured")
 
 

@@ -72,7 +72,7 @@ def cell(column: str, method: str, form: str | None, scheme: str) -> str:
     if not known:
         return "no"
     seen = any(
-        (row["engine"], row.get("backend"), row["method"], row["scheme"]) == (engine, backend, method, scheme)
+        (row["engine"], row.get("backend"), row.get("method"), row.get("scheme")) == (engine, backend, method, scheme)
         and form in {None, row["format"]}
         and ("cpu" not in str(row["device"]).lower()) == gpu
         for row in results()

@@ -30,7 +30,7 @@ def variants() -> dict[str, EnvironmentVariant]:
             python=">=3.11,<3.14",
             steps=(PipStep(("torch==2.13.0", "llmcompressor==0.14.0.1", "transformers==5.17.0")),),
             platform="linux",
-            tested="llmcompressor 0.14.0.1 with torch 2.13.0+cpu and Python 3.11 on two x86-64 cores; no GPU yet",
+            tested="llmcompressor 0.14.0.1 with torch 2.13.0+cpu on two x86-64 cores, and with torch 2.11.0 on an H200",
             quantize=True,
         ),
         "cuda": EnvironmentVariant(
