@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from anyengine import EngineConfig, Score
+    from anyengine import Capabilities, EngineConfig, Score
     from anyengine.backend import Backend, BackendInfo, EngineDescription, QuantizeJob
     from anyengine.hub import ModelFiles
 
@@ -79,12 +79,26 @@ class TakesAnyScheme(BrokenPlugin):
         return replace(described, capabilities=replace(described.capabilities, quantization=schemes))
 
 
+def _quantising(capabilities: Capabilities) -> Capabilities:
+    return replace(capabilities, quantize=frozenset({_MADE}))
+
+
+class BesideCopies(BrokenBackend):
+    """Declares what its plugin makes."""
+
+    @property
+    def info(self) -> BackendInfo:
+        return replace(self.inner.info, capabilities=_quantising(self.inner.info.capabilities))
+
+
 class Copies(BrokenPlugin):
     """A quantiser that copies, with a fault."""
 
+    backend = BesideCopies
+
     def describe(self) -> EngineDescription:
         described = self.inner.describe()
-        return replace(described, capabilities=replace(described.capabilities, quantize=frozenset({_MADE})))
+        return replace(described, capabilities=_quantising(described.capabilities))
 
     async def quantize(self, job: QuantizeJob) -> QuantizeReport:
         await anyio.to_thread.run_sync(self.copy, job.model.path, job.output)
