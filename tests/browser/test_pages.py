@@ -50,7 +50,7 @@ def page_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     """The page itself, or one that the suite writes, with every kind of outcome."""
     if request.param == "scoreboard":
         return ROOT / "docs" / "scoreboard.html"
-    report = read_report(ROOT / "results" / "cpu" / "conformance-reference.json")
+    report = read_report(ROOT / "results" / "h200" / "conformance-reference.json")
     wrong = [
         replace(
             result, outcome=outcome, reason="because", asked="a call", expected="this", seen="that" * 80, advice="do"
