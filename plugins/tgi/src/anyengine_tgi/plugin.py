@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from anyengine.backend import EngineDescription, EnginePlugin
 
 from anyengine_tgi.capabilities import declared
+from anyengine_tgi.checkpoints import CHECKPOINTS
 from anyengine_tgi.launcher import PROGRAM
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class TgiPlugin(EnginePlugin):
             in_process=False,
             attaches=True,
             capabilities=declared(),
+            checkpoints=CHECKPOINTS,
         )
 
     async def load(self, config: EngineConfig, model: ModelFiles) -> Backend:

@@ -9,6 +9,7 @@ from anyengine.backend import EngineDescription, EnginePlugin
 
 from anyengine_trtllm import versions
 from anyengine_trtllm.capabilities import declared
+from anyengine_trtllm.checkpoints import CHECKPOINTS
 from anyengine_trtllm.environments import variants
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class TrtllmPlugin(EnginePlugin):
             in_process=False,
             attaches=True,
             capabilities=declared(),
+            checkpoints=CHECKPOINTS,
             environments=variants(),
         )
 
