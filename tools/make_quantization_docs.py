@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from anyengine_lmdeploy import quantize as lmdeploy_quantize
 from anyengine_lmdeploy.checkpoints import CHECKPOINTS as LMDEPLOY_CHECKPOINTS
 from anyengine_reference.plugin import CAPABILITIES, CHECKPOINTS
+from anyengine_tgi import quantize as tgi_quantize
 from anyengine_tgi.checkpoints import CHECKPOINTS as TGI_CHECKPOINTS
 from anyengine_transformers.checkpoints import FORMATS as TRANSFORMERS_FORMATS
+from anyengine_trtllm import quantize as trtllm_quantize
 from anyengine_trtllm.checkpoints import CHECKPOINTS as TRTLLM_CHECKPOINTS
 from anyengine_vllm import quantize
 from anyengine_vllm.checkpoints import on_cpu, on_gpu
@@ -48,7 +50,11 @@ MAKERS = {
     "reference": (CAPABILITIES.quantize, CAPABILITIES.calibrated),
     "vllm": (quantize.SCHEMES, quantize.CALIBRATED),
     "lmdeploy": (lmdeploy_quantize.SCHEMES, lmdeploy_quantize.SCHEMES),
+    "trtllm": (trtllm_quantize.SCHEMES, trtllm_quantize.SCHEMES),
+    "tgi": (tgi_quantize.SCHEMES, frozenset[str]()),
 }
+#: Those that fit schemes to a data set of theirs, and take no other text.
+OWN_TEXT = frozenset({"tgi"})
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -61,10 +67,12 @@ def schemes() -> str:
     """Which engine's toolchain makes what."""
     names = sorted(set().union(*(made for made, _ in MAKERS.values())))
 
-    def how(name: str, made: frozenset[str], fitted: frozenset[str]) -> str:
-        return "no" if name not in made else "calibrated" if name in fitted else "yes"
+    def how(maker: str, name: str) -> str:
+        made, fitted = MAKERS[maker]
+        words = "to its own text" if maker in OWN_TEXT else "yes"
+        return "no" if name not in made else "calibrated" if name in fitted else words
 
-    rows = [[f"`{name}`", *(how(name, made, fitted) for made, fitted in MAKERS.values())] for name in names]
+    rows = [[f"`{name}`", *(how(maker, name) for maker in MAKERS)] for name in names]
     return table(["scheme", *(f"made by `{maker}`" for maker in MAKERS)], rows)
 
 

@@ -100,6 +100,6 @@ async def test_a_load_refuses_by_name_before_it_starts_anything(storyteller, tmp
     config = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": KINDS["modelopt"][0]}
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedParameter, match="modelopt, fp8-static.* the engine reads awq") as caught:
+    with pytest.raises(UnsupportedParameter, match=r"modelopt, fp8-static.* the engine reads awq") as caught:
         await Engine.load(plugin, str(tmp_path), isolation="none")
     assert caught.value.field == "model"

@@ -11,9 +11,8 @@ from anyengine.errors import UnsupportedParameter
 from anyengine.quantization import read_stored, why_not
 from anyengine_transformers.checkpoints import FORMATS, checkpoints
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning"
-)  # of torch.jit, in what compressed-tensors imports
+# The warning is of torch.jit, in what compressed-tensors imports.
+pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 PROMPT = "Once upon a time there was a little cat who wanted to play"
 IDS = [72, 101, 108, 108, 111, 32, 99, 97, 116]

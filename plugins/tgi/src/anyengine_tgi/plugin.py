@@ -13,7 +13,7 @@ from anyengine_tgi.checkpoints import CHECKPOINTS
 from anyengine_tgi.launcher import PROGRAM
 
 if TYPE_CHECKING:
-    from anyengine.backend import Backend
+    from anyengine.backend import Backend, QuantizeJob, QuantizeReport
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
 
@@ -40,6 +40,11 @@ class TgiPlugin(EnginePlugin):
         from anyengine_tgi.startup import load_backend  # noqa: PLC0415 brings the HTTP client
 
         return await load_backend(config, model)
+
+    async def quantize(self, job: QuantizeJob) -> QuantizeReport:
+        from anyengine_tgi.quantize import quantize  # noqa: PLC0415 as above
+
+        return await quantize(job)
 
 
 plugin = TgiPlugin()
