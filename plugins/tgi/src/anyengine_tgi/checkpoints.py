@@ -1,8 +1,8 @@
 """The quantised checkpoints that Text Generation Inference 3.3.7 loads on CUDA; declared by contract, never run.
 
 After ``utils/quantization.py`` (which loader), ``layers/compressed_tensors``, ``layers/marlin`` (its group sizes, from
-compute capability 8.0), ``layers/gptq`` and ``layers/fp8.py``. Of a method that it does not know TGI warns, and takes the
-weights for plain ones: all the more reason to refuse it here. Left out, though there is code for it:
+compute capability 8.0), ``layers/gptq`` and ``layers/fp8.py``. TGI only warns of a method that it does not know, and
+takes the weights for plain ones: all the more reason to refuse it here. Left out, though there is code for it:
 
 - compressed-tensors with zero points: they reach the kernel as they are stored, and not as Marlin orders them;
 - the element type of the cache: a checkpoint's is taken with one of three kinds of attention, and else ignored;

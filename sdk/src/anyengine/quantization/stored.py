@@ -199,8 +199,9 @@ _MODELOPT = {
 
 def _modelopt(found: Mapping[str, Any]) -> StoredQuantization:
     """As its own file has it, or as config.json has, where the cache is described as in compressed-tensors."""
-    algorithm, cache = found.get("quant_algo"), found.get("kv_cache_quant_algo") or found.get("kv_cache_scheme")
-    cache = _element(_mapping(cache)) if isinstance(cache, dict) else str(cache).lower() if cache else None
+    algorithm: object = found.get("quant_algo")
+    stated: object = found.get("kv_cache_quant_algo") or found.get("kv_cache_scheme")
+    cache = stated.lower() if isinstance(stated, str) else _element(_mapping(stated)) if stated else None
     groups = [_mapping(group) for group in _mapping(found.get("config_groups") or {}).values()]
     size = found.get("group_size") or (_mapping(groups[0]["weights"]).get("group_size") if groups else 0)
     return StoredQuantization(
