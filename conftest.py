@@ -42,6 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addoption(f"--{name}-config", default="{}", metavar="JSON", help=text)
     text = "also run the tests of llmcompressor itself, in this environment [vllm-compressor]"
     parser.addoption("--compressor", nargs="?", const="vllm-compressor", metavar="ENVIRONMENT", help=text)
+    text = "also run the tests of NVIDIA's ModelOpt itself, in this environment [trtllm-modelopt]"
+    parser.addoption("--modelopt", nargs="?", const="trtllm-modelopt", metavar="ENVIRONMENT", help=text)
     text = "where the suites on simulated engines write their reports"
     parser.addoption("--reports", type=Path, metavar="FOLDER", help=text)
     text = "also run the tests that open pages in Chromium"
@@ -51,7 +53,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without their option these are deselected, and pytest says how many; with it what is missing is a failure."""
-    off = {name for name in ("browser", "compressor", "gpu", "oracle", *REAL) if not config.getoption(f"--{name}")}
+    optional = ("browser", "compressor", "gpu", "modelopt", "oracle", *REAL)
+    off = {name for name in optional if not config.getoption(f"--{name}")}
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in off)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

@@ -15,6 +15,11 @@ from typing import TYPE_CHECKING, Any
 from anyengine_lmdeploy import quantize as lmdeploy_quantize
 from anyengine_lmdeploy.checkpoints import CHECKPOINTS as LMDEPLOY_CHECKPOINTS
 from anyengine_reference.plugin import CAPABILITIES, CHECKPOINTS
+from anyengine_tgi import quantize as tgi_quantize
+from anyengine_tgi.checkpoints import CHECKPOINTS as TGI_CHECKPOINTS
+from anyengine_transformers.checkpoints import FORMATS as TRANSFORMERS_FORMATS
+from anyengine_trtllm import quantize as trtllm_quantize
+from anyengine_trtllm.checkpoints import CHECKPOINTS as TRTLLM_CHECKPOINTS
 from anyengine_vllm import quantize
 from anyengine_vllm.checkpoints import on_cpu, on_gpu
 
@@ -34,13 +39,22 @@ COLUMNS = {
     "vllm, GPU": ("vllm", None, True, on_gpu()),
     "lmdeploy, TurboMind": ("lmdeploy", "turbomind", True, LMDEPLOY_CHECKPOINTS["turbomind"].formats),
     "lmdeploy, PyTorch": ("lmdeploy", "pytorch", True, LMDEPLOY_CHECKPOINTS["pytorch"].formats),
+    "transformers": ("transformers", None, False, TRANSFORMERS_FORMATS),
+    "trtllm": ("trtllm", None, True, TRTLLM_CHECKPOINTS.formats),
+    "tgi": ("tgi", None, True, TGI_CHECKPOINTS.formats),
 }
+#: Those whose declarations were read in the engine's source and documentation, and nothing else.
+NEVER_RUN = frozenset({"trtllm", "tgi"})
 #: Who makes what: name → schemes, and those of them that are calibrated.
 MAKERS = {
     "reference": (CAPABILITIES.quantize, CAPABILITIES.calibrated),
     "vllm": (quantize.SCHEMES, quantize.CALIBRATED),
     "lmdeploy": (lmdeploy_quantize.SCHEMES, lmdeploy_quantize.SCHEMES),
+    "trtllm": (trtllm_quantize.SCHEMES, trtllm_quantize.SCHEMES),
+    "tgi": (tgi_quantize.SCHEMES, frozenset[str]()),
 }
+#: Those that fit schemes to a data set of theirs, and take no other text.
+OWN_TEXT = frozenset({"tgi"})
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -53,10 +67,12 @@ def schemes() -> str:
     """Which engine's toolchain makes what."""
     names = sorted(set().union(*(made for made, _ in MAKERS.values())))
 
-    def how(name: str, made: frozenset[str], fitted: frozenset[str]) -> str:
-        return "no" if name not in made else "calibrated" if name in fitted else "yes"
+    def how(maker: str, name: str) -> str:
+        made, fitted = MAKERS[maker]
+        words = "to its own text" if maker in OWN_TEXT else "yes"
+        return "no" if name not in made else "calibrated" if name in fitted else words
 
-    rows = [[f"`{name}`", *(how(name, made, fitted) for made, fitted in MAKERS.values())] for name in names]
+    rows = [[f"`{name}`", *(how(maker, name) for maker in MAKERS)] for name in names]
     return table(["scheme", *(f"made by `{maker}`" for maker in MAKERS)], rows)
 
 
@@ -83,7 +99,8 @@ def cell(column: str, method: str, form: str | None, scheme: str) -> str:
         limits.append("groups of " + ", ".join(str(size) for size in one.group_sizes if size))
     if one.minimum_capability is not None:
         limits.append("from " + ".".join(map(str, one.minimum_capability)))
-    return ("**measured**" if seen else "declared") + (f" ({'; '.join(limits)})" if limits else "")
+    word = "**measured**" if seen else "by contract" if engine in NEVER_RUN else "declared"
+    return word + (f" ({'; '.join(limits)})" if limits else "")
 
 
 def matrix() -> str:
@@ -98,8 +115,8 @@ def matrix() -> str:
         for scheme, method, form in kinds
     ]
     note = (
-        "\n\nNumbers after *from* are compute capabilities. The plugins of transformers, TensorRT-LLM and TGI\n"
-        "declare nothing yet: those engines are left to refuse by themselves."
+        "\n\nNumbers after *from* are compute capabilities. *By contract*: as the sources and the documentation of\n"
+        "TensorRT-LLM 1.2 and TGI 3.3.7 have it; neither was ever run with a quantised checkpoint here."
     )
     return table(["scheme", "stored as", *COLUMNS], rows) + note
 

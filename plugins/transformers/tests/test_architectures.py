@@ -178,29 +178,6 @@ async def test_memory_that_does_not_suffice_is_named(load, monkeypatch):
         await load()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, in what compressed-tensors imports
-async def test_a_checkpoint_that_is_quantized_already_loads(load, tmp_path):
-    from anyengine import Engine
-
-    artifact = await Engine.quantize(
-        engine="reference", model="storyteller", scheme="int8-w8a16", output=tmp_path / "int8"
-    )
-    prompt = "Once upon a time there was a little cat who wanted to play"
-    async with Engine.load("reference", str(artifact)) as reference:
-        expected = (await reference.score(prompt)).logprobs
-    async with load(artifact) as engine:
-        assert (await engine.score(prompt)).logprobs == pytest.approx(expected, abs=1e-3)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("scheme", ["gptq", "from_the_future"])
-async def test_a_quantization_that_does_not_load_is_refused_by_name(scheme, load, checkpoint, tmp_path):
-    folder = _changed(checkpoint(), tmp_path, quantization_config={"quant_method": scheme, "bits": 4, "group_size": 32})
-    with pytest.raises(UnsupportedParameter, match=f"its quantization, {scheme}") as caught:
-        await load(folder)
-    assert caught.value.field == "model"
-
-
 def _changed(folder, copy, **config):
     """A copy with another config.json."""
     shutil.copytree(folder, copy, dirs_exist_ok=True)

@@ -49,6 +49,12 @@ def contract_tool() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def scripted_modelopt() -> ModuleType:
+    """The module ``scripted_modelopt.py``."""
+    return _module(TESTS / "scripted_modelopt.py")
+
+
+@pytest.fixture(scope="session")
 def simulation() -> ModuleType:
     """The package ``simulated_tensorrt_llm``."""
     return _module(TESTS / "simulated_tensorrt_llm")

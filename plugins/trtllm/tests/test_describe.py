@@ -130,4 +130,4 @@ def test_pins_are_exact_name_no_place_and_claim_nothing():
     for variant in variants().values():
         requirements = [requirement for step in variant.steps for requirement in step.requirements]
         assert all(re.fullmatch(r"[\w.\-\[\]]+==[\w.+!]+", requirement) for requirement in requirements)
-        assert variant.tested.startswith("never")
+        assert variant.tested.startswith("never") is not variant.quantize

@@ -100,6 +100,32 @@ KNOWN = {
         {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "kv_cache_quant_algo": "FP8"},
         ("modelopt", None, "nvfp4", 16, True, "fp8"),
     ),
+    "modelopt, as config.json has it": (
+        {
+            "quant_method": "modelopt",
+            "quant_algo": "NVFP4",
+            "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "float", "group_size": 16}}},
+            "kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"},
+        },
+        ("modelopt", None, "nvfp4", 16, True, "fp8"),
+    ),
+    "modelopt, the cache alone": (
+        {"quant_method": "modelopt", "kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"}},
+        ("modelopt", None, "kv-fp8", 0, True, "fp8"),
+    ),
+    "modelopt, awq with fp8": (
+        {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ", "group_size": 128},
+        ("modelopt", None, "int4-awq-fp8", 128, True, None),
+    ),
+    "modelopt, two schemes": (
+        {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"},
+        ("modelopt", None, "unknown", 0, True, None),
+    ),
+    "exl2": ({"quant_method": "exl2", "bits": 4.65}, ("exl2", None, "exl2", None, True, None)),
+    "marlin": (
+        {"quant_method": "marlin", "bits": 4, "group_size": -1},
+        ("marlin", None, "int4-marlin", 0, True, None),
+    ),
     "bitsandbytes": (
         {"quant_method": "bitsandbytes", "load_in_4bit": True},
         ("bitsandbytes", None, "bitsandbytes-4bit", None, True, None),
@@ -138,6 +164,16 @@ def test_a_file_of_modelopt_is_read(tmp_path):
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(content))
     stored = read_stored(tmp_path, {})
     assert (stored.method, stored.schemes, stored.kv_cache) == ("modelopt", ("fp8-static",), "fp8")
+
+
+def test_the_file_of_modelopt_says_more_than_its_words_in_config(tmp_path):
+    content = {"quantization": {"quant_algo": "W4A16_AWQ", "kv_cache_quant_algo": None, "group_size": 64}}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(content))
+    stated = {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"}
+    stored = read_stored(tmp_path, {"quantization_config": stated})
+    assert (stored.schemes, stored.group_sizes) == (("int4-awq",), (64,))
+    other = {"quant_method": "gptq", "bits": 4}
+    assert read_stored(tmp_path, {"quantization_config": other}).method == "gptq"
 
 
 def test_a_float_checkpoint_is_not_quantised(tmp_path):

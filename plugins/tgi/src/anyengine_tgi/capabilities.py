@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from anyengine.capabilities import Capabilities, Conflict
 from msgspec.structs import replace
 
+from anyengine_tgi import quantize
+
 if TYPE_CHECKING:
     from anyengine.config import EngineConfig
 
@@ -80,11 +82,22 @@ def declared() -> Capabilities:
         dtypes=frozenset({"bfloat16", "float16"}),
         devices=frozenset({"cuda"}),
         quantization=QUANTIZATION,
+        quantize=quantize.SCHEMES if quantize.installed() else frozenset(),
         speculative=frozenset({"ngram"}),
         unseeded="varies",
         conflicts=CONFLICTS,
     )
-    listed = ("config", "sampling", "request", "structured", "dtypes", "devices", "quantization", "speculative")
+    listed = (
+        "config",
+        "sampling",
+        "request",
+        "structured",
+        "dtypes",
+        "devices",
+        "quantization",
+        "quantize",
+        "speculative",
+    )
     names = frozenset[str]().union(*(getattr(every, field) for field in listed))
     return replace(every, unproven=names | {"logprobs", "native", "prompt_logprobs", "score"})
 

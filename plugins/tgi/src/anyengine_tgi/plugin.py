@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from anyengine.backend import EngineDescription, EnginePlugin
 
 from anyengine_tgi.capabilities import declared
+from anyengine_tgi.checkpoints import CHECKPOINTS
 from anyengine_tgi.launcher import PROGRAM
 
 if TYPE_CHECKING:
-    from anyengine.backend import Backend
+    from anyengine.backend import Backend, QuantizeJob, QuantizeReport
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
 
@@ -32,12 +33,18 @@ class TgiPlugin(EnginePlugin):
             in_process=False,
             attaches=True,
             capabilities=declared(),
+            checkpoints=CHECKPOINTS,
         )
 
     async def load(self, config: EngineConfig, model: ModelFiles) -> Backend:
         from anyengine_tgi.startup import load_backend  # noqa: PLC0415 brings the HTTP client
 
         return await load_backend(config, model)
+
+    async def quantize(self, job: QuantizeJob) -> QuantizeReport:
+        from anyengine_tgi.quantize import quantize  # noqa: PLC0415 as above
+
+        return await quantize(job)
 
 
 plugin = TgiPlugin()

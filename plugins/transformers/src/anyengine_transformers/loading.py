@@ -80,9 +80,6 @@ def load_model(config: EngineConfig, files: ModelFiles, settings: Any, device: s
     asked = config.native.get("attn_implementation")
     with _no_progress_bars(), _quantized(files):
         module, report = _first_supported(library.AutoModelForCausalLM, files, options, asked)
-    if _scheme(files) is not None and getattr(module, "hf_quantizer", None) is None:
-        # transformers warns, and takes the weights for plain ones.
-        raise _unsupported(files, f"transformers does not know its quantization, {_scheme(files)}")
     _check_complete(files, report)
     return CausalLM(module.eval(), device, dtype)
 

@@ -12,6 +12,7 @@ from anyengine.errors import InvalidConfig, UnsupportedParameter
 from anyengine.request import SamplingParams
 
 from anyengine_transformers import errors, libraries
+from anyengine_transformers.checkpoints import checkpoints
 from anyengine_transformers.errors import NAME
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class TransformersPlugin(EnginePlugin):
             # torch has threads, settings and a memory pool that belong to the whole process.
             in_process=False,
             capabilities=CAPABILITIES,
+            checkpoints=checkpoints(),
             environments=ENVIRONMENTS,
         )
 

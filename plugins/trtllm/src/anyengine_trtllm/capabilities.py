@@ -8,6 +8,7 @@ from anyengine.capabilities import Capabilities, Conflict
 from anyengine.request import SamplingParams
 from msgspec.structs import replace
 
+from anyengine_trtllm import quantize
 from anyengine_trtllm.checkpoint import own_quantization
 
 if TYPE_CHECKING:
@@ -136,6 +137,8 @@ def declared() -> Capabilities:
         dtypes=frozenset({"bfloat16", "float16"}),
         devices=frozenset({"cuda"}),
         quantization=frozenset(QUANTIZATION),
+        quantize=quantize.SCHEMES if quantize.installed() else frozenset(),
+        calibrated=quantize.SCHEMES if quantize.installed() else frozenset(),
         speculative=frozenset({"draft_model", "eagle", "eagle3", "mtp", "ngram"}),
         dynamic_lora=True,
         # Without a seed every request draws from seed 0.
@@ -147,7 +150,17 @@ def declared() -> Capabilities:
 
 def _names(capabilities: Capabilities) -> frozenset[str]:
     """Every name that is declared."""
-    listed = ("config", "sampling", "request", "structured", "dtypes", "devices", "quantization", "speculative")
+    listed = (
+        "config",
+        "sampling",
+        "request",
+        "structured",
+        "dtypes",
+        "devices",
+        "quantization",
+        "quantize",
+        "speculative",
+    )
     switches = ("native", "token_prompts", "score", "dynamic_lora")
     names = set[str]().union(*(getattr(capabilities, field) for field in listed))
     names |= {name for name in switches if getattr(capabilities, name)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,11 @@ from anyengine.backend import EngineDescription, EnginePlugin
 
 from anyengine_trtllm import versions
 from anyengine_trtllm.capabilities import declared
+from anyengine_trtllm.checkpoints import CHECKPOINTS
 from anyengine_trtllm.environments import variants
 
 if TYPE_CHECKING:
-    from anyengine.backend import Backend
+    from anyengine.backend import Backend, QuantizeJob, QuantizeReport
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
 
@@ -36,6 +38,7 @@ class TrtllmPlugin(EnginePlugin):
             in_process=False,
             attaches=True,
             capabilities=declared(),
+            checkpoints=CHECKPOINTS,
             environments=variants(),
         )
 
@@ -47,6 +50,11 @@ class TrtllmPlugin(EnginePlugin):
         from anyengine_trtllm.backend import load_backend  # noqa: PLC0415 its modules import the engine
 
         return await load_backend(config, model)
+
+    async def quantize(self, job: QuantizeJob) -> QuantizeReport:
+        from anyengine_trtllm.quantize import quantize  # noqa: PLC0415 brings torch
+
+        return await asyncio.to_thread(quantize, job)
 
 
 plugin = TrtllmPlugin()

@@ -31,8 +31,8 @@ def group_size(scheme: str, inputs: Collection[int], sizes: Sequence[int], *, en
     *others, last = map(str, sizes)
     found = ", ".join(map(str, sorted(set(inputs))))
     raise UnsupportedParameter(
-        f"scheme: {scheme} needs groups of {', '.join(others)} or {last}, which do not divide matrices of {found} "
-        "inputs",
+        f"scheme: {scheme} needs groups of {' or '.join(filter(None, (', '.join(others), last)))}, which do not divide "
+        f"matrices of {found} inputs",
         engine=engine,
         field="scheme",
     )

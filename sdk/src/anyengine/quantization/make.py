@@ -80,7 +80,7 @@ def check_scheme(description: EngineDescription, scheme: str, calibration: Calib
         )
     if calibration is not None and scheme not in capabilities.calibrated:
         raise UnsupportedParameter(
-            f"calibration: {name} fits {scheme} to no text; leave it out"
+            f"calibration: {name} takes no text for {scheme}; leave it out"
             + (f" (it is for {', '.join(sorted(capabilities.calibrated))})" if capabilities.calibrated else ""),
             engine=name,
             field="calibration",

@@ -50,6 +50,8 @@ async def measured(oracle: str | None, source: Path, made: Path) -> tuple[Measur
                 return await _measure(name, source, made), None
             except AnyEngineError as error:
                 reason = error.message
+                for folder in (source, made):  # a path of this machine means nothing in a manifest
+                    reason = reason.replace(str(folder), folder.name)
         reasons.append(f"{name}: {reason}")
     return None, "; ".join(reasons)
 

@@ -24,7 +24,8 @@ class StoredQuantization(Struct, frozen=True, kw_only=True):
             LMDeploy), …
         format: of compressed-tensors, and of awq, which calls it ``version``; None elsewhere.
         schemes: of its layers, sorted: ``int8-w8a16`` has weights of 8 bits and activations in float, ``int8-w8a8``
-            both of 8 bits, ``fp8-dynamic`` finds the scales of activations while running, ``fp8-static`` brings them.
+            both of 8 bits, ``fp8-dynamic`` finds the scales of activations while running, ``fp8-static`` brings them,
+            ``int4-awq-fp8`` has activations in e4m3.
             ``unknown`` where the configuration says something that has no name here.
         group_sizes: inputs that share a scale, sorted; 0 for a scale of a whole row or matrix.
         symmetric: whether all zero points are zero.
@@ -60,16 +61,18 @@ def read_stored(folder: Path, config: Mapping[str, Any]) -> StoredQuantization |
     """
     stated: Any = config.get("quantization_config")
     try:
-        if stated is not None:
-            return _stated(_mapping(stated))
+        found = None if stated is None else _stated(_mapping(stated))
+        if found is not None and found.method != "modelopt":
+            return found
         file = folder / "hf_quant_config.json"
-        if file.is_file():
-            return _modelopt(_mapping(_mapping(json.loads(file.read_bytes()))["quantization"]))
+        if not file.is_file():
+            return found
+        # What ModelOpt writes into config.json lacks group sizes.
+        return _modelopt(_mapping(_mapping(json.loads(file.read_bytes()))["quantization"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelNotFound(
             f"{folder}: how it is quantised cannot be read: {type(error).__name__}: {error}", field="model"
         ) from error
-    return None
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -109,6 +112,15 @@ def _bitsandbytes(found: Mapping[str, Any]) -> StoredQuantization:
 def _fp8(found: Mapping[str, Any]) -> StoredQuantization:
     scheme = f"fp8-{found.get('activation_scheme', 'dynamic')}"
     return StoredQuantization(method="fp8", schemes=(f"{scheme}-block" if found.get("weight_block_size") else scheme,))
+
+
+def _exl2(_found: Mapping[str, Any]) -> StoredQuantization:
+    return StoredQuantization(method="exl2", schemes=("exl2",))  # as many bits for each matrix as were left for it
+
+
+def _marlin(found: Mapping[str, Any]) -> StoredQuantization:
+    group = max(0, int(found.get("group_size", 128)))
+    return StoredQuantization(method="marlin", schemes=(f"int{int(found['bits'])}-marlin",), group_sizes=(group,))
 
 
 def _mxfp4(_found: Mapping[str, Any]) -> StoredQuantization:
@@ -171,23 +183,33 @@ def _scheme(group: Mapping[str, Any]) -> str:
     return name if rows.get("dynamic") and rows.get("symmetric", True) else f"{name}-static"
 
 
-#: ``quant_algo`` of NVIDIA's ModelOpt.
+#: ``quant_algo`` of NVIDIA's ModelOpt (``export/quant_utils.py`` of 0.37).
 _MODELOPT = {
     "FP8": "fp8-static",
-    "INT8_SQ": "int8-w8a8",
+    "FP8_BLOCK_SCALES": "fp8-dynamic-block",
+    "FP8_PB_WO": "fp8-dynamic-block",
+    "FP8_PER_CHANNEL_PER_TOKEN": "fp8-dynamic",
     "NVFP4": "nvfp4",
     "W4A16_AWQ": "int4-awq",
+    "W4A8_AWQ": "int4-awq-fp8",
     "W8A16": "int8-w8a16",
+    "W8A8_SQ_PER_CHANNEL": "int8-w8a8-static",
 }
 
 
 def _modelopt(found: Mapping[str, Any]) -> StoredQuantization:
-    cache = found.get("kv_cache_quant_algo")
+    """As its own file has it, or as config.json has, where the cache is described as in compressed-tensors."""
+    algorithm: object = found.get("quant_algo")
+    stated: object = found.get("kv_cache_quant_algo") or found.get("kv_cache_scheme")
+    cache = stated.lower() if isinstance(stated, str) else _element(_mapping(stated)) if stated else None
+    groups = [_mapping(group) for group in _mapping(found.get("config_groups") or {}).values()]
+    size = found.get("group_size") or (_mapping(groups[0]["weights"]).get("group_size") if groups else 0)
     return StoredQuantization(
         method="modelopt",
-        schemes=(_MODELOPT.get(str(found.get("quant_algo")).upper(), "unknown"),),
-        group_sizes=(int(found.get("group_size") or 0),),
-        kv_cache=None if not cache else str(cache).lower(),
+        # Where the cache is all that is quantised, that is the scheme.
+        schemes=(f"kv-{cache}" if not algorithm and cache else _MODELOPT.get(str(algorithm).upper(), "unknown"),),
+        group_sizes=(int(size or 0),),
+        kv_cache=cache,
     )
 
 
@@ -195,8 +217,10 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any]], StoredQuantization]] = {
     "awq": _awq_or_gptq,
     "bitsandbytes": _bitsandbytes,
     "compressed-tensors": _compressed,
+    "exl2": _exl2,
     "fp8": _fp8,
     "gptq": _awq_or_gptq,
+    "marlin": _marlin,
     "modelopt": _modelopt,
     "mxfp4": _mxfp4,
     "smooth_quant": _smooth_quant,
