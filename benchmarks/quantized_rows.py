@@ -18,6 +18,7 @@ import click
 
 RESULTS = Path(__file__).parents[1] / "results" / "quantization.json"
 _DRIFT = ("perplexity_ratio", "mean_kl", "top1_agreement", "tokens")
+_STORED = ("method", "format", "scheme")
 _KEY = ("engine", "label", "device", "dtype", "model", "made_by", "made_as")
 
 
@@ -39,29 +40,25 @@ def write_rows(rows: list[dict[str, Any]], file: Path = RESULTS) -> int:
     return len(measured)
 
 
-def rows_of(file: Path) -> list[dict[str, Any]]:
-    """Those of a benchmark, or the one of a job, whose date is in what the proof says of its step."""
-    report = json.loads(file.read_text("utf-8"))
-    if "rows" in report:
-        return report["rows"]
+def row_of(report: dict[str, Any], file: Path, stored: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Of a job, whose date is in what the proof says of its step."""
     if report["drift"] is None:
-        return [{"outcome": "not measured"}]
+        return {"outcome": "not measured"}
     oracle = report["drift"]["oracle"].partition(" ")[0]
-    return [
-        {
-            "outcome": "measured",
-            "engine": oracle,
-            "label": oracle,
-            "device": "cpu",
-            "dtype": "float32",
-            "model": Path(report["model"]).name,
-            "made_by": report["engine"],
-            "made_as": report["scheme"],
-            "against": oracle,
-            "drift": {name: report["drift"][name] for name in _DRIFT},
-            "date": json.loads(file.with_suffix(".step.json").read_text("utf-8"))["date"][:10],
-        }
-    ]
+    return {
+        "outcome": "measured",
+        "engine": oracle,
+        "label": oracle,
+        "device": "cpu",
+        "dtype": "float32",
+        "model": Path(report["model"]).name,
+        "made_by": report["engine"],
+        "made_as": report["scheme"],
+        "against": oracle,
+        **stored[Path(report["output"]).name],
+        "drift": {name: report["drift"][name] for name in _DRIFT},
+        "date": json.loads(file.with_suffix(".step.json").read_text("utf-8"))["date"][:10],
+    }
 
 
 @click.command(help=__doc__)
@@ -69,7 +66,11 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 def main(files: tuple[Path, ...]) -> None:
     """Put the rows of all files there."""
     reports = [file for file in files if not file.name.endswith(".step.json")]
-    rows = [row for file in reports for row in rows_of(file)]
+    every = [(file, json.loads(file.read_text("utf-8"))) for file in reports]
+    rows = [row for _, report in every for row in report.get("rows", ())]
+    # How a checkpoint is stored the benchmark has looked up, in every engine.
+    stored = {row["checkpoint"]: {name: row[name] for name in _STORED} for row in rows if "method" in row}
+    rows += [row_of(report, file, stored) for file, report in every if "rows" not in report]
     click.echo(f"{write_rows(rows)} of {len(rows)} rows were measured")
 
 
