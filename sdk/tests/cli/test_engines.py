@@ -80,7 +80,7 @@ def test_an_engine_that_cannot_run_a_model_says_why(anyengine, tmp_path):
     assert list(engines) == ["reference"]
     assert (engines["reference"]["runs"], engines["reference"]["reason"]) == (
         "no",
-        "it is quantised (awq, int4-awq, groups of 128, zero points), and the engine reads compressed-tensors",
+        "it is quantised (awq gemm, int4-awq, groups of 128, zero points), and the engine reads compressed-tensors",
     )
     lines = anyengine("engines", "reference", "--model", str(folder)).stdout.splitlines()
     assert any(line.startswith("reference  no") and "the engine reads compressed-tensors" in line for line in lines)
