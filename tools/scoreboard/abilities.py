@@ -16,6 +16,8 @@ __all__ = ["columns", "lines"]
 
 Declared = dict[str, Any]
 YES, NO = "yes", "no"
+#: No asterisk: two of them in a line of Markdown are emphasis.
+MARK = "†"
 
 
 def columns(found: Found) -> dict[str, Declared]:
@@ -58,7 +60,7 @@ def _values(kind: str) -> Callable[[Declared], str]:
 
 def _mark(declared: Declared, *names: str) -> str:
     """Of what the plugin's authors never ran."""
-    return "*" if set(names) & set(declared.get("unproven", ())) else ""
+    return MARK if set(names) & set(declared.get("unproven", ())) else ""
 
 
 def _flag(name: str) -> Callable[[Declared], str]:
@@ -96,7 +98,7 @@ _ROWS: Mapping[str, Callable[[Declared], str]] = {
     "prefix caching, switched": _has("config", "kv_cache.prefix_caching"),
     "element type of the cache": _has("config", "kv_cache.dtype"),
     "quantised while loading": _values("quantization"),
-    "makes quantised checkpoints": _values("quantize"),
+    "makes quantised checkpoints, in its own environment": _values("quantize"),
     "tensor parallel": _has("config", "parallel.tensor"),
     "sleeps and wakes": _flag("sleep"),
 }

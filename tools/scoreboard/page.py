@@ -85,7 +85,7 @@ def markdown(found: Found) -> str:
         for row in rows
     ]
     titles = ("configuration", "on", "engine's version", "model", "date, commit", "all checks", "from")
-    cells = [(f"{row.label}, {row.model}", *(cell.short for cell in row.cells)) for row in rows]
+    cells = [(f"{row.label}, {row.model}, {row.place}", *(cell.short for cell in row.cells)) for row in rows]
     stars = "; * also fails as expected" if any(row.total.expected for row in rows) else ""
     basis = (
         f"Numbers of checks: *passed / failed / unsupported and refused*{stars}. A **simulated** row says that the\n"
