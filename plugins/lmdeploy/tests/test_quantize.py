@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 from anyengine import Engine
-from anyengine.backend import QuantizeJob
+from anyengine.backend import QuantizeJob, quantizing
+from anyengine.backend.quantizing import Cancelled
 from anyengine.errors import OutOfMemory, OutOfSpace, UnsupportedParameter
 from anyengine.quantization import check_manifest, compare, held_out_texts, read_stored, scores_of
 from anyengine_lmdeploy import plugin, quantize, versions
@@ -51,8 +52,9 @@ def toolchain(facts, scripted, monkeypatch):
 
     def make(**widths):
         made = scripted.Toolchain(facts, **widths)
-        monkeypatch.setattr(quantize, "import_module", made.modules().__getitem__)
-        monkeypatch.setattr(quantize, "version", lambda _name: "5.17")
+        for module in (quantize, quantizing):
+            monkeypatch.setattr(module, "import_module", made.modules().__getitem__)
+        monkeypatch.setattr(quantizing, "version", lambda _name: "5.17")
         return made
 
     return make
@@ -112,7 +114,7 @@ def test_the_largest_group_that_divides_every_matrix_is_taken(toolchain, job, wi
 def test_it_ends_at_the_next_step_when_it_is_cancelled(toolchain, job, after, tmp_path):
     toolchain()
     making = job(cancelled=lambda: len(job.steps) >= after)
-    with pytest.raises(quantize._Cancelled):
+    with pytest.raises(Cancelled):
         quantize.quantize(making)
     assert len(job.steps) == after
     assert (list((tmp_path / "out").iterdir()) == []) is (after < 7)
@@ -183,7 +185,8 @@ def test_a_model_that_transformers_does_not_load_is_refused(toolchain, job, monk
 
     modules = chain.modules()
     modules["transformers"].AutoModelForCausalLM.from_pretrained = fail
-    monkeypatch.setattr(quantize, "import_module", modules.__getitem__)
+    for module in (quantize, quantizing):
+        monkeypatch.setattr(module, "import_module", modules.__getitem__)
     with pytest.raises(UnsupportedParameter, match=r"transformers 5.17 cannot load it: no such architecture"):
         quantize.quantize(job())
 

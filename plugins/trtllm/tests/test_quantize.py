@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from anyengine import Engine
-from anyengine.backend import QuantizeJob
+from anyengine.backend import QuantizeJob, quantizing
+from anyengine.backend.quantizing import Cancelled
 from anyengine.errors import OutOfMemory, UnsupportedParameter
 from anyengine.quantization import check_manifest, read_stored, why_not
 from anyengine_trtllm import quantize
@@ -31,8 +32,9 @@ def toolchain(read, scripted_modelopt, monkeypatch):
 
     def make(**options):
         made = scripted_modelopt.Toolchain(read, **options)
-        monkeypatch.setattr(quantize, "import_module", made.modules.__getitem__)
-        monkeypatch.setattr(quantize, "version", lambda _name: "4.57.1")
+        for module in (quantize, quantizing):
+            monkeypatch.setattr(module, "import_module", made.modules.__getitem__)
+        monkeypatch.setattr(quantizing, "version", lambda _name: "4.57.1")
         return made
 
     return make
@@ -131,7 +133,7 @@ def test_a_model_in_which_modelopt_finds_nothing_is_refused(toolchain, job):
 def test_it_ends_at_the_next_step_when_it_is_cancelled(after, toolchain, job, tmp_path):
     toolchain()
     making = job(cancelled=lambda: len(job.steps) >= after)
-    with pytest.raises(quantize._Cancelled):
+    with pytest.raises(Cancelled):
         quantize.quantize(making)
     assert len(job.steps) == after
     assert list((tmp_path / "out").iterdir()) == []

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyengine.backend import QuantizeReport
-from anyengine.backend.quantizing import group_size, save_checkpoint, tool_versions
+from anyengine.backend.quantizing import Cancelled, group_size, load_model, save_checkpoint, tool_versions, unfit
 from anyengine.errors import OutOfMemory, UnsupportedParameter
 
 from anyengine_lmdeploy import versions
@@ -41,10 +40,6 @@ _PACKED = 32 // _BITS
 #: Of LMDeploy's ``smooth_quant``.
 _ELEMENTS: Mapping[str, str] = {"fp8-dynamic": "float8_e4m3fn", "int8-w8a8": "int8"}
 _TOOLS = ("lmdeploy", "torch", "transformers")
-
-
-class _Cancelled(Exception):
-    """The caller asked to stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,24 +79,11 @@ def quantize(job: QuantizeJob) -> QuantizeReport:
     """
     torch: Any = import_module("torch")  # heavy, and not everywhere
     try:
-        return _Work(job, torch, _loaded(job)).done()
+        return _Work(job, torch, load_model(job, engine=NAME)).done()
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(f"quantising {job.model.name} by {job.scheme}: {error}", engine=NAME) from error
     except AssertionError as error:  # widths were looked at; what lite asserts beside them is that numbers are finite
-        raise _unsupported(job, f"lmdeploy.lite comes to values that are no numbers by {job.scheme}") from error
-
-
-def _loaded(job: QuantizeJob) -> Any:
-    transformers: Any = import_module("transformers")
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(job.model.path, dtype="auto", local_files_only=True)
-    except (ValueError, KeyError) as error:
-        raise _unsupported(job, f"transformers {version('transformers')} cannot load it: {error}") from error
-    return model.eval()
-
-
-def _unsupported(job: QuantizeJob, reason: str) -> UnsupportedParameter:
-    return UnsupportedParameter(f"model: {job.model.name}: {reason}", engine=NAME, field="model")
+        raise unfit(job, f"lmdeploy.lite comes to values that are no numbers by {job.scheme}", engine=NAME) from error
 
 
 class _Work:
@@ -150,7 +132,7 @@ class _Work:
 
     def _stop_if_cancelled(self, *_: object) -> None:
         if self._job.cancelled():
-            raise _Cancelled
+            raise Cancelled
 
     # -- what is refused --------------------------------------------------------------------------
 
@@ -162,7 +144,7 @@ class _Work:
         tables = awq.NORM_FCS_MAP.keys() & awq.FC_FCS_MAP.keys()
         if layer not in tables:
             fit = sorted(name for name, one in known.LAYER_TYPE_MAP.items() if one in tables)
-            raise _unsupported(self._job, f"lmdeploy.lite does not know a {kind}; it knows {', '.join(fit)}")
+            raise unfit(self._job, f"lmdeploy.lite does not know a {kind}; it knows {', '.join(fit)}", engine=NAME)
         return _Structure(
             layer=layer,
             norm=known.NORM_TYPE_MAP[kind],
@@ -177,7 +159,9 @@ class _Work:
         for layer_name, layer in self._layers.items():
             missing = named - {name for name, _ in layer.named_modules()}
             if missing:
-                raise _unsupported(self._job, f"{layer_name} has no {', '.join(sorted(missing))}, which lite looks for")
+                raise unfit(
+                    self._job, f"{layer_name} has no {', '.join(sorted(missing))}, which lite looks for", engine=NAME
+                )
 
     def _chosen_group(self) -> int:
         matrices = [matrix for layer in self._linear.values() for matrix in layer.values()]
@@ -238,7 +222,7 @@ class _Work:
         for name, matrix in self._linear.pop(layer).items():  # what is done holds no memory of the device
             made = linear.from_float(matrix.to(self._device), quant_dtype=element).to("cpu")
             if not float(made.scale.min()) > 0:  # lite divides by it, and fp8 would be no number
-                raise _unsupported(self._job, f"{name} has outputs whose weights are all 0, or no numbers")
+                raise unfit(self._job, f"{name} has outputs whose weights are all 0, or no numbers", engine=NAME)
             parent, _, own = name.rpartition(".")
             setattr(self._model.get_submodule(parent), own, made)
 

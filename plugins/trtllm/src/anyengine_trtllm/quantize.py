@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from anyengine.backend import QuantizeReport
-from anyengine.backend.quantizing import group_size, save_checkpoint, tool_versions
+from anyengine.backend.quantizing import Cancelled, group_size, load_model, save_checkpoint, tool_versions, unfit
 from anyengine.errors import OutOfMemory, UnsupportedParameter
 
 from anyengine_trtllm import versions
@@ -43,10 +43,6 @@ _PASSES = {"int4-awq": 2}
 _TOOLS = ("nvidia-modelopt", "tensorrt-llm", "torch", "transformers")
 
 
-class _Cancelled(Exception):
-    """The caller asked to stop."""
-
-
 def installed() -> bool:
     """Whether the toolchain is in this interpreter; imports nothing of it."""
     try:
@@ -74,22 +70,9 @@ def quantize(job: QuantizeJob) -> QuantizeReport:
         )
     torch.manual_seed(job.seed)
     try:
-        return _made(job, torch, _loaded(job), "cuda" if gpu else "cpu")
+        return _made(job, torch, load_model(job, engine=NAME), "cuda" if gpu else "cpu")
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(f"quantising {job.model.name} by {job.scheme}: {error}", engine=NAME) from error
-
-
-def _loaded(job: QuantizeJob) -> Any:
-    transformers: Any = import_module("transformers")
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(job.model.path, dtype="auto", local_files_only=True)
-    except (ValueError, KeyError) as error:
-        raise _unsupported(job, f"transformers {version('transformers')} cannot load it: {error}") from error
-    return model.eval()
-
-
-def _unsupported(job: QuantizeJob, reason: str) -> UnsupportedParameter:
-    return UnsupportedParameter(f"model: {job.model.name}: {reason}", engine=NAME, field="model")
 
 
 def _made(job: QuantizeJob, torch: Any, model: Any, device: str) -> QuantizeReport:
@@ -107,7 +90,7 @@ def _made(job: QuantizeJob, torch: Any, model: Any, device: str) -> QuantizeRepo
     def step() -> None:
         nonlocal done
         if job.cancelled():
-            raise _Cancelled
+            raise Cancelled
         done = min(done + 1, total)
         job.progress(done, total)
 
@@ -120,7 +103,7 @@ def _made(job: QuantizeJob, torch: Any, model: Any, device: str) -> QuantizeRepo
 
     stored = read_stored(job.output, {})
     if stored is None or stored.schemes != (job.scheme,):  # it passes over modules that it does not know
-        raise _unsupported(job, f"ModelOpt finds too little in it that {job.scheme} is for, and made {stored}")
+        raise unfit(job, f"ModelOpt finds too little in it that {job.scheme} is for, and made {stored}", engine=NAME)
     job.progress(total, total)
     return QuantizeReport(recipe={"modelopt": recipe}, tools=tool_versions(_TOOLS))
 

@@ -8,12 +8,11 @@ which vLLM itself is not. Names, presets and arguments are those of llmcompresso
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from anyengine.backend import QuantizeReport
-from anyengine.backend.quantizing import group_size, save_checkpoint, tool_versions
+from anyengine.backend.quantizing import Cancelled, group_size, load_model, save_checkpoint, tool_versions
 from anyengine.errors import OutOfMemory, UnsupportedParameter
 
 if TYPE_CHECKING:
@@ -37,10 +36,6 @@ _MODULES: Mapping[str, str] = {
 }
 _TOOLS = ("llmcompressor", "compressed-tensors", "torch", "transformers")
 _STEPS = 3
-
-
-class _Cancelled(Exception):
-    """The caller asked to stop."""
 
 
 def installed() -> bool:
@@ -101,7 +96,6 @@ def quantize(job: QuantizeJob) -> QuantizeReport:
         OSError: the disk is full.
     """
     torch: Any = import_module("torch")  # heavy, and not everywhere
-    transformers: Any = import_module("transformers")
     if job.scheme == "int4-awq" and not torch.accelerator.is_available():
         raise UnsupportedParameter(
             "scheme: llmcompressor's AWQ needs a GPU, and none is here; it has int4-gptq without",
@@ -110,16 +104,7 @@ def quantize(job: QuantizeJob) -> QuantizeReport:
             supported=SCHEMES - {"int4-awq"},
         )
     torch.manual_seed(job.seed)
-    try:
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            job.model.path, dtype="auto", local_files_only=True
-        )
-    except (ValueError, KeyError) as error:
-        raise UnsupportedParameter(
-            f"model: transformers {version('transformers')} cannot load {job.model.name}: {error}",
-            engine=NAME,
-            field="model",
-        ) from error
+    model = load_model(job, engine=NAME)
     job.progress(1, _STEPS)
     inputs = [part.in_features for name, part in model.named_modules() if _is_quantised(torch, name, part)]
     recipe = recipe_of(job.scheme, inputs)
@@ -158,7 +143,7 @@ def _loader(job: QuantizeJob, sequences: Sequence[Sequence[int]]) -> Any:
 
     def batch(items: Sequence[Sequence[int]]) -> dict[str, Any]:
         if job.cancelled():
-            raise _Cancelled
+            raise Cancelled
         ids = torch.tensor([list(item) for item in items])
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 

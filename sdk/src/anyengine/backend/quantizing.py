@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import shutil
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anyengine.errors import UnsupportedParameter
 
@@ -13,10 +14,35 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
     from pathlib import Path
 
-__all__ = ["group_size", "save_checkpoint", "tool_versions"]
+    from anyengine.backend.checkpoints import QuantizeJob
+
+__all__ = ["Cancelled", "group_size", "load_model", "save_checkpoint", "tool_versions", "unfit"]
 
 #: Of what lies beside the weights: tokenizer, chat template, generation config, licence.
 _COPIED = frozenset({".json", ".jinja", ".md", ".model", ".txt"})
+
+
+class Cancelled(Exception):
+    """Raised where a toolchain can be stopped, once the caller has asked for it; ends the job."""
+
+
+def unfit(job: QuantizeJob, reason: str, *, engine: str) -> UnsupportedParameter:
+    """What is raised for a model that a toolchain cannot do."""
+    return UnsupportedParameter(f"model: {job.model.name}: {reason}", engine=engine, field="model")
+
+
+def load_model(job: QuantizeJob, *, engine: str) -> Any:
+    """The job's float model, by transformers, in its own data type, on the CPU.
+
+    Raises:
+        UnsupportedParameter: transformers does not know this kind of model.
+    """
+    transformers: Any = import_module("transformers")  # heavy, and not everywhere
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(job.model.path, dtype="auto", local_files_only=True)
+    except (ValueError, KeyError) as error:
+        raise unfit(job, f"transformers {version('transformers')} cannot load it: {error}", engine=engine) from error
+    return model.eval()
 
 
 def group_size(scheme: str, inputs: Collection[int], sizes: Sequence[int], *, engine: str) -> int:
