@@ -53,9 +53,9 @@ class StrictModel(BaseModel):
     def changed(self, prefix: str = "") -> Iterator[str]:
         """Yield the dotted names of the leaf fields whose value differs from the default, in the models' order."""
         defaults = _defaults(type(self))
-        for name in type(self).model_fields:
-            value, default = getattr(self, name), defaults[name]
-            if name not in self.model_fields_set or value == default:
+        given = self.model_fields_set
+        for name, default in defaults.items():
+            if name not in given or (value := getattr(self, name)) == default:
                 continue
             if isinstance(value, StrictModel) and isinstance(default, StrictModel):
                 yield from value.changed(f"{prefix}{name}.")

@@ -55,6 +55,7 @@ class Engine:
         self._model = model
         self._runtime = runtime
         self._extensions: Any = extensions
+        self._extended = len(extensions.generate.get_hookimpls()) > 1  # one is the operation itself
         self._flows = count()
 
     # -- loading ----------------------------------------------------------------------------------
@@ -241,6 +242,9 @@ class Engine:
         request = make_request(prompt, messages, options)
         if return_exceptions:
             raise InvalidRequest("return_exceptions: needs a list of prompts", field="return_exceptions")
+        if not self._extended:
+            return await self._runtime.generate(request, flow)
+        # An extension sees what the engine can honour only, and may generate it more than once.
         prepared = await self._runtime.prepare(request, flow)
         try:
             return await self._generate(prepared)
@@ -248,7 +252,7 @@ class Engine:
             self._runtime.forget(prepared)
 
     async def _generate(self, prepared: Prepared) -> Completion:
-        inner = Deferred(partial(self._runtime.generate, prepared))
+        inner = Deferred(partial(self._runtime.run, prepared))
         answer: Any = self._extensions.generate(
             engine=self._name, model=self._model.name, request=prepared.request, inner=inner
         )

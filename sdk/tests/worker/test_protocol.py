@@ -91,12 +91,16 @@ class Wire:
             data += more
         return data
 
+    def frame(self):
+        (length,) = struct.unpack(">I", self.exactly(4))
+        unpacker = Unpacker(self.exactly(length))
+        messages = unpacker.value()
+        assert unpacker.at == length
+        return messages
+
     def receive(self):
         while not self.waiting:
-            (length,) = struct.unpack(">I", self.exactly(4))
-            unpacker = Unpacker(self.exactly(length))
-            self.waiting = unpacker.value()
-            assert unpacker.at == length
+            self.waiting = self.frame()
         return self.waiting.pop(0)
 
     def call(self, id_, method, **arguments):
@@ -133,8 +137,8 @@ def started(python):
 def wire(python):
     """The requests channel of a worker that has loaded the engine ``slow``."""
     with started(python) as (requests, _):
-        assert requests.receive()["protocol"] == [1, 1]
-        requests.send({"type": "hello", "protocol": [1, 0], "sdk": "raw bytes"})
+        assert requests.receive()["protocol"] == [2, 0]
+        requests.send({"type": "hello", "protocol": [2, 0], "sdk": "raw bytes"})
         loaded = requests.answer(1, "load", engine="slow", config={"max_model_len": 64})
         assert loaded["value"]["info"]["max_model_len"] == 64
         assert loaded["value"]["model"]["name"] == "scripted"
@@ -145,7 +149,7 @@ def test_the_worker_greets_first_and_beats(python):
     with started(python) as (requests, control):
         hello = requests.receive()
         assert set(hello) == {"type", "protocol", "sdk", "python", "pid"}
-        assert (hello["type"], hello["protocol"]) == ("hello", [1, 1])
+        assert (hello["type"], hello["protocol"]) == ("hello", [2, 0])
         for _ in range(2):
             beat = control.receive()
             assert (beat["type"], beat.get("unanswered", 0.0), beat.get("stopped", [])) == ("heartbeat", 0.0, [])
@@ -154,7 +158,7 @@ def test_the_worker_greets_first_and_beats(python):
 def test_another_major_version_is_hung_up_on(python):
     with started(python) as (requests, _):
         requests.receive()
-        requests.send({"type": "hello", "protocol": [2, 0], "sdk": "future"})
+        requests.send({"type": "hello", "protocol": [3, 0], "sdk": "future"})
         with pytest.raises(EOFError):
             requests.receive()
 
@@ -176,11 +180,32 @@ def test_a_generation(wire):
         "id": 2,
         "value": None,
     }
-    first = wire.answer(3, "generate", prepared=2)["value"]
+    first = wire.answer(3, "run", prepared=2)["value"]
     assert (first["text"], first["token_ids"], first["finish_reason"]) == ("hello", [71, 68, 75, 75, 78], "length")
-    assert wire.answer(4, "generate", prepared=2)["value"]["text"] == "hello"
+    assert wire.answer(4, "run", prepared=2)["value"]["text"] == "hello"
     wire.call(0, "forget", prepared=2)
-    assert wire.answer(5, "generate", prepared=2)["error"]["type"] == "PluginError"
+    assert wire.answer(5, "run", prepared=2)["error"]["type"] == "PluginError"
+
+
+def test_a_generation_in_one_call(wire):
+    request = {"prompt": "hi", "max_tokens": 5}
+    assert wire.answer(2, "generate", request=request)["value"]["text"] == "hello"
+    refused = wire.answer(3, "generate", request=request | {"novelty": 1})["error"]
+    assert (refused["type"], refused["field"]) == ("UnsupportedParameter", "novelty")
+
+
+def test_many_messages_share_frames_of_a_few(wire):
+    """So that the application reads the first answers while the worker makes the others."""
+    many = range(2, 102)
+    wire.send(*({"type": "call", "id": id_, "method": "detokenize", "arguments": {"token_ids": [71]}} for id_ in many))
+    sizes: list[int] = []
+    answered: list[int] = []
+    while len(answered) < len(many):
+        frame = wire.frame()
+        sizes.append(len(frame))
+        answered += [message["id"] for message in frame]
+    assert sorted(answered) == list(many)
+    assert max(sizes) == 16
 
 
 def test_a_stream_begins_when_it_is_read_and_ends_once(wire):
@@ -214,8 +239,7 @@ def test_a_stream_that_is_cancelled_says_so_and_is_over(wire):
 
 
 def test_a_call_that_is_cancelled_says_so(wire):
-    wire.answer(2, "prepare", request={"prompt": "hi"})
-    wire.call(3, "generate", prepared=2)
+    wire.call(3, "generate", request={"prompt": "hi"})
     wire.send({"type": "cancel", "id": 3})
     assert wire.receive() == {"type": "cancelled", "id": 3}
     assert wire.answer(4, "stats")["value"].get("running", 0) == 0

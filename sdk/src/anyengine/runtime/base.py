@@ -90,8 +90,12 @@ class Runtime(ABC):
         """Check a request as ``prepare`` does, and reserve a place for it; see :class:`ChunkStream`."""
 
     @abstractmethod
-    async def generate(self, prepared: Prepared) -> Completion:
+    async def run(self, prepared: Prepared) -> Completion:
         """Generate to the end. Cancelling aborts the request in the engine before the cancellation goes on."""
+
+    @abstractmethod
+    async def generate(self, request: GenerateRequest, flow: int) -> Completion:
+        """``prepare`` and ``run`` in one: an engine in its own process is called once."""
 
     @abstractmethod
     async def score(self, prompt: Prompt, logprobs: int) -> Score:

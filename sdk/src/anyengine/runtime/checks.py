@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from anyengine.config import EngineConfig
     from anyengine.request import GenerateRequest
 
-__all__ = ["check_config", "check_request", "check_vocabulary"]
+__all__ = ["check_config", "check_request", "check_vocabulary", "switched_on"]
 
 #: Fields of a configuration that the SDK honours itself, on every engine.
 SDK_CONFIG = frozenset({
@@ -55,7 +55,7 @@ def check_config(engine: str, capabilities: Capabilities, config: EngineConfig) 
     if config.speculative is not None:
         _require(engine, "speculative.method", config.speculative.method, capabilities.speculative)
     _require(engine, "determinism", config.determinism, capabilities.determinism | {"none"})
-    _check_conflicts(engine, capabilities, _switched_on("config.", config))
+    _check_conflicts(engine, capabilities, switched_on("config.", config))
 
 
 #: Configuration fields whose values, not names, are declared.
@@ -72,8 +72,13 @@ def _require(engine: str, field: str, value: str, supported: Collection[str]) ->
     )
 
 
-def _switched_on(prefix: str, model: StrictModel) -> set[str]:
-    """Dotted names of the fields that ask for something. What is switched off excludes nothing."""
+def switched_on(prefix: str, model: StrictModel) -> set[str]:
+    """Dotted names of the fields that ask for something. What is switched off excludes nothing.
+
+    Args:
+        prefix: of the names.
+        model: a configuration or a request.
+    """
 
     def value(name: str) -> object:
         found: object = model
@@ -98,8 +103,14 @@ def _check_conflicts(engine: str, capabilities: Capabilities, active: Collection
             )
 
 
-def check_request(engine: str, info: BackendInfo, config: EngineConfig, request: GenerateRequest) -> None:
+def check_request(engine: str, info: BackendInfo, configured: Collection[str], request: GenerateRequest) -> None:
     """Refuse what the loaded engine does not declare.
+
+    Args:
+        engine: its name.
+        info: what was loaded.
+        configured: what its configuration has :func:`switched_on`.
+        request: what is asked.
 
     Raises:
         UnsupportedParameter: names the first field that cannot be honoured.
@@ -130,9 +141,9 @@ def check_request(engine: str, info: BackendInfo, config: EngineConfig, request:
             field="lora",
         )
     if capabilities.conflicts:
-        asked = _switched_on("request.", request)
+        asked = switched_on("request.", request)
         active = {name.removeprefix("request.") if name.startswith("request.sampling.") else name for name in asked}
-        _check_conflicts(engine, capabilities, active | _switched_on("config.", config))
+        _check_conflicts(engine, capabilities, active.union(configured))
 
 
 def _check_logprobs(

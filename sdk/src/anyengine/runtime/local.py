@@ -20,7 +20,7 @@ from anyengine.hub.resolve import resolve_adapter
 from anyengine.outputs import Embedding, Score
 from anyengine.runtime.admission import Admission
 from anyengine.runtime.base import Prepared, Runtime
-from anyengine.runtime.checks import check_request, check_vocabulary
+from anyengine.runtime.checks import check_request, check_vocabulary, switched_on
 from anyengine.runtime.choice import ChoiceStream
 from anyengine.runtime.contract import broken, cause, mapped
 from anyengine.runtime.fanout import FanOut, run_all
@@ -69,6 +69,7 @@ class LocalRuntime(Runtime):
         self._tokenizer = tokenizer
         self._hooks: Any = manager.hook
         self._info = backend.info
+        self._configured = switched_on("config.", config)
         # Twice what runs, so that the engine always finds its next request waiting.
         self._concurrency = 2 * (self._info.max_num_seqs or _DEFAULT_CONCURRENCY)
         self._admission = Admission(self._concurrency, config.scheduling.max_queued_requests, name)
@@ -106,7 +107,7 @@ class LocalRuntime(Runtime):
                 capability="generate",
                 engine=self._name,
             )
-        check_request(self._name, self._info, self._config, request)
+        check_request(self._name, self._info, self._configured, request)
         text, token_ids = await self._prompt(request)
         id_ = f"{self._name}-{next(self._ids)}"
         tokens = resolve(self._name, self._info, self._model, self._tokenizer, request, text, token_ids, id_)
@@ -174,8 +175,11 @@ class LocalRuntime(Runtime):
         choices = self._choices(await self.prepare(request, flow))
         return choices[0] if len(choices) == 1 else FanOut(choices)
 
-    async def generate(self, prepared: Prepared) -> Completion:
+    async def run(self, prepared: Prepared) -> Completion:
         return await run_all(self._choices(prepared))
+
+    async def generate(self, request: GenerateRequest, flow: int) -> Completion:
+        return await self.run(await self.prepare(request, flow))
 
     # -- text and scores --------------------------------------------------------------------------
 

@@ -210,8 +210,12 @@ class WorkerRuntime(Runtime):
     def forget(self, prepared: Prepared) -> None:
         self._connection.tell("forget", prepared=prepared.payload)
 
-    async def generate(self, prepared: Prepared) -> Completion:
-        return await self._call("generate", Completion, prepared=prepared.payload)
+    async def run(self, prepared: Prepared) -> Completion:
+        return await self._call("run", Completion, prepared=prepared.payload)
+
+    async def generate(self, request: GenerateRequest, flow: int) -> Completion:
+        fields = request.model_dump(exclude_defaults=True)
+        return await self._call("generate", Completion, request=fields, flow=flow)
 
     @asynccontextmanager
     async def admit(self, count: int) -> AsyncGenerator[None]:

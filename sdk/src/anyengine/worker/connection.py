@@ -13,6 +13,7 @@ from anyengine.errors import AnyEngineError, InvalidRequest
 from anyengine.worker.errors import decode_error
 from anyengine.worker.mailbox import Mailbox
 from anyengine.worker.protocol import (
+    MOST_WAITING,
     Call,
     Cancel,
     Cancelled,
@@ -148,14 +149,16 @@ class Connection(asyncio.Protocol):
             mailbox.end(error)
 
     def send(self, message: object) -> None:
-        """Send a message with whatever else is sent in this round of the event loop."""
+        """Send a message, in a frame with others that are sent in this round of the event loop."""
         if not self._outgoing:
             self._loop.call_soon(self._flush)
         self._outgoing.append(message)
+        if len(self._outgoing) == MOST_WAITING:
+            self._flush()
 
     def _flush(self) -> None:
         messages, self._outgoing = self._outgoing, []
-        if not self._transport.is_closing():
+        if messages and not self._transport.is_closing():
             self._transport.write(frame(messages))
 
     # -- calls ------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from anyengine.worker.protocol import ChunkItem, Chunks, frame
+from anyengine.worker.protocol import MOST_WAITING, ChunkItem, Chunks, frame
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,7 +32,10 @@ class Outbox:
     def send(self, message: object) -> None:
         """Send a message, after the chunks that were put before it."""
         self._messages.append(message)
-        self._schedule()
+        if len(self._messages) < MOST_WAITING:
+            self._schedule()
+        else:
+            self._flush()
 
     def put(self, stream: int, chunk: Chunk) -> None:
         """Send a chunk of a stream."""
@@ -70,7 +73,7 @@ class Outbox:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        self._scheduled = False
+        self._scheduled = False  # one that is due as well finds nothing, or the next few
         if self._paused or not (self._messages or self._chunks):
             return
         # Chunks first: what ends a stream comes after what it ends.

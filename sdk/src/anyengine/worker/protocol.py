@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 __all__ = [
+    "MOST_WAITING",
     "PROTOCOL",
     "Call",
     "Cancel",
@@ -43,9 +44,11 @@ __all__ = [
 ]
 
 #: Major and minor version. Both sides must have the same major one; a minor one adds what may be ignored.
-PROTOCOL = (1, 1)
+PROTOCOL = (2, 0)
 #: A longer frame is a mistake, not a message.
 MAX_FRAME = 2**30
+#: Messages that wait to share a frame: of very many, the other side works on the first while the rest is made.
+MOST_WAITING = 16
 _LENGTH = struct.Struct(">I")
 
 

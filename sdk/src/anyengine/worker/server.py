@@ -146,9 +146,10 @@ class Server(asyncio.Protocol):
 
     def _cancel(self, id_: int) -> None:
         call = self._calls.get(id_)
-        if call is not None:
-            call.cancel()
-        elif id_ in self._session.streams:
+        # One that is done has answered already, also while it still stands among the calls.
+        if call is not None and call.cancel():
+            return
+        if id_ in self._session.streams:
             self._keep(self._leave(id_))
 
     def _progress(self, id_: int, done: int, total: int) -> None:

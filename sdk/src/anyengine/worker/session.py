@@ -43,6 +43,7 @@ METHODS = frozenset({
     "prepare",
     "quantize",
     "reset_prefix_cache",
+    "run",
     "score",
     "sleep",
     "stats",
@@ -148,8 +149,11 @@ class Session:
     async def forget(self, _id: int, *, prepared: int) -> None:
         self._prepared.pop(prepared, None)
 
-    async def generate(self, _id: int, *, prepared: int) -> Completion:
-        return await self.runtime.generate(self._prepared[prepared])
+    async def run(self, _id: int, *, prepared: int) -> Completion:
+        return await self.runtime.run(self._prepared[prepared])
+
+    async def generate(self, _id: int, *, request: dict[str, Any], flow: int = 0) -> Completion:
+        return await self.runtime.generate(_request(request), flow)
 
     async def open(self, id_: int, *, request: dict[str, Any], flow: int = 0) -> None:
         self.streams[id_] = await self.runtime.stream(_request(request), flow)
