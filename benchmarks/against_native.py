@@ -11,6 +11,9 @@ are token ids, sampled at ``--temperature`` without a seed (0 is greedy), and en
 Speed alone varies by several percent between runs, so every figure is a ratio, or a difference, within a pair, and its
 median over pairs with a 95% interval.
 
+What is cut off goes on from what ``--json`` has, with the same settings at the same commit; the environments of the
+earlier runs stay in the file.
+
 Bars (on a GPU, 256 requests of 128 tokens): throughput here at least 0.99 of native (lower bound 0.97), through the
 worker 0.97 (0.95), for ``generate`` and for ``stream``; time to first token at most 1 ms more at the median.
 """
@@ -21,13 +24,14 @@ import argparse
 import asyncio
 import gc
 import itertools
+import json
 import statistics
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from anyengine import Engine, EngineConfig, SamplingParams, SchedulingConfig
-from environment import write
+from environment import environment, write
 from overhead import interval
 
 if TYPE_CHECKING:
@@ -130,10 +134,20 @@ async def first_token(subject: Subject, salt: int) -> float:
 class Samples:
     """What was measured, a value a pair."""
 
-    def __init__(self) -> None:
-        self.ratios: dict[str, list[float]] = {f"{name}.{how}": [] for name in BARS for how in ("generate", "stream")}
-        self.added: dict[str, list[float]] = {name: [] for name in BARS}
-        self.speeds: list[float] = []
+    def __init__(self, pairs: dict[str, Any] | None = None) -> None:
+        """Go on from the values of earlier pairs."""
+        none: dict[str, Any] = {
+            "throughput_ratio": {f"{name}.{how}": [] for name in BARS for how in ("generate", "stream")},
+            "added_ms_to_first_token": {name: [] for name in BARS},
+            "native_tokens_per_second": {"native": []},
+        }
+        pairs = pairs or none
+        self.ratios: dict[str, list[float]] = pairs["throughput_ratio"]
+        self.added: dict[str, list[float]] = pairs["added_ms_to_first_token"]
+        self.speeds: list[float] = pairs["native_tokens_per_second"]["native"]
+
+    def __len__(self) -> int:
+        return len(self.added["here"])
 
     def figures(self) -> dict[str, Any]:
         """Medians with their intervals, and the values of all pairs."""
@@ -146,21 +160,27 @@ class Samples:
             "added_ms_to_first_token": {
                 name: interval(values) | {"bar": FIRST_TOKEN_MS} for name, values in self.added.items()
             },
-            "pairs": {"throughput_ratio": self.ratios, "added_ms_to_first_token": self.added},
+            "pairs": {
+                "throughput_ratio": self.ratios,
+                "added_ms_to_first_token": self.added,
+                "native_tokens_per_second": {"native": self.speeds},
+            },
         }
 
 
 async def measure(
-    subjects: dict[str, Subject], options: argparse.Namespace, keep: Callable[[dict[str, Any]], None]
+    subjects: dict[str, Subject],
+    options: argparse.Namespace,
+    samples: Samples,
+    keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Every figure; `keep` gets those so far after each pair."""
+    """Every figure, of what is there and the pairs that are missing; `keep` gets those so far after each pair."""
     salts = itertools.count(1)
     for subject in subjects.values():
         await seconds(subject.generate, options, next(salts))
         await seconds(subject.stream, options, next(salts))
     gc.freeze()
-    samples = Samples()
-    for pair in range(options.pairs):
+    for pair in range(len(samples), options.pairs):
         order = list(subjects) if pair % 2 == 0 else list(reversed(subjects))
         for how in ("generate", "stream"):
             spent = dict.fromkeys(subjects, 0.0)
@@ -217,25 +237,38 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def earlier(file: Path | None, content: dict[str, Any]) -> dict[str, Any] | None:
+    """A run of the same thing, with the same settings, at the same commit; None if there is none."""
+    if file is None or not file.exists():
+        return None
+    found = json.loads(file.read_text("utf-8"))
+    same = found["environment"]["commit"] == environment()["commit"] and "earlier" in found
+    return found if same and all(found[name] == value for name, value in content.items()) else None
+
+
 def main(
     engine: str, options: argparse.Namespace, load: Callable[[argparse.Namespace], Awaitable[dict[str, Subject]]]
 ) -> None:
     """Load the subjects, measure, print, and exit with 1 if a bar is missed."""
-    settings = {name: value for name, value in vars(options).items() if name not in ("json", "model")}
+    content: dict[str, Any] = {
+        "engine": engine,
+        "model": Path(options.model).name,
+        "settings": {name: value for name, value in vars(options).items() if name not in ("json", "model")},
+    }
+    before = earlier(options.json, content)
+    content["earlier"] = [] if before is None else [*before["earlier"], before["environment"]]
+    samples = Samples(None if before is None else before["figures"]["pairs"])
     started = perf_counter()
 
     def keep(figures: dict[str, Any]) -> None:
-        write(options.json, engine=engine, model=Path(options.model).name, settings=settings, figures=figures)
-        print(
-            f"pair {len(figures['pairs']['added_ms_to_first_token']['here'])}, {perf_counter() - started:.0f} s",
-            flush=True,
-        )
+        write(options.json, **content, figures=figures)
+        print(f"pair {len(samples)}, {perf_counter() - started:.0f} s", flush=True)
 
     async def run() -> dict[str, Any]:
         subjects = await load(options)
         print(f"loaded after {perf_counter() - started:.0f} s", flush=True)
         try:
-            return await measure(subjects, options, keep)
+            return await measure(subjects, options, samples, keep)
         finally:
             for subject in subjects.values():
                 await subject.close()

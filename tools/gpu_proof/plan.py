@@ -219,7 +219,7 @@ class Plan:
         ours = (variant.engine, "--model", self.model, *self._options(variant))
         if variant.quantized:
             folders = [self._checkpoint(each, scheme) for each in self.quantizers for scheme in each.schemes]
-            given = (*map(str, folders), "--label", variant.label)
+            given = (*map(str, folders), "--label", variant.label, "--rounds", "16")
             programs[f"quantized/{variant.name}"] = (sys.executable, "benchmarks/quantized.py", *ours, *given)
         if variant.concurrency:
             programs[f"concurrency/{variant.name}"] = (sys.executable, "benchmarks/concurrency.py", *ours)

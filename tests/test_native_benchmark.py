@@ -1,0 +1,82 @@
+"""benchmarks/against_native.py goes on from the pairs that it has, and only from those of the same thing."""
+
+import argparse
+import asyncio
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module("against_native")
+    for name in ("against_native", "overhead", "environment"):
+        sys.modules.pop(name, None)
+
+
+class Simulated:
+    """A subject that answers at once."""
+
+    async def generate(self, prompt, tokens):
+        await asyncio.sleep(0)
+        return tokens
+
+    async def stream(self, prompt, tokens):
+        await asyncio.sleep(0)
+        return tokens, 1e-6
+
+    async def close(self):
+        pass
+
+
+def run(benchmark, file, **changed):
+    fields = {"model": "a/model", "pairs": 2, "rounds": 1, "concurrency": 2, "tokens": 3, "probes": 2, "json": file}
+    options = argparse.Namespace(**fields | changed)
+
+    async def load(_):
+        return {name: Simulated() for name in ("native", "here", "worker")}
+
+    with pytest.raises(SystemExit):
+        benchmark.main("simulated", options, load)
+    return json.loads(file.read_text())
+
+
+def values(report):
+    return report["figures"]["pairs"]["throughput_ratio"]["here.generate"]
+
+
+def test_it_goes_on_from_what_was_cut_off(benchmark, tmp_path, capsys):
+    whole = run(benchmark, tmp_path / "report.json")
+    assert (len(values(whole)), whole["earlier"]) == (2, [])
+    cut_off = {**whole, "settings": {**whole["settings"], "pairs": 5}}
+    (tmp_path / "report.json").write_text(json.dumps(cut_off))
+    capsys.readouterr()
+    more = run(benchmark, tmp_path / "report.json", pairs=5)
+    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("pair")] == [
+        "pair 3",
+        "pair 4",
+        "pair 5",
+    ]
+    assert values(more)[:2] == values(whole)
+    assert len(values(more)) == 5
+    assert more["earlier"] == [whole["environment"]]
+    assert len(more["figures"]["pairs"]["native_tokens_per_second"]["native"]) == 2 * 5  # generate and stream
+
+
+@pytest.mark.parametrize("change", ["settings", "commit", "engine"])
+def test_what_is_another_measurement_is_begun_anew(benchmark, tmp_path, change):
+    report = run(benchmark, tmp_path / "report.json")
+    other = {
+        "settings": {**report, "settings": {**report["settings"], "rounds": 7}},
+        "commit": {**report, "environment": {**report["environment"], "commit": "0000000"}},
+        "engine": {**report, "engine": "another"},
+    }[change]
+    (tmp_path / "report.json").write_text(json.dumps(other))
+    again = run(benchmark, tmp_path / "report.json")
+    assert (len(values(again)), again["earlier"]) == (2, [])
