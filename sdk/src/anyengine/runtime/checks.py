@@ -79,14 +79,14 @@ def switched_on(prefix: str, model: StrictModel) -> set[str]:
         prefix: of the names.
         model: a configuration or a request.
     """
+    return {prefix + name for name in model.changed() if _value(model, name) is not False}
 
-    def value(name: str) -> object:
-        found: object = model
-        for part in name.split("."):
-            found = getattr(found, part)
-        return found
 
-    return {prefix + name for name in model.changed() if value(name) is not False}
+def _value(model: StrictModel, name: str) -> object:
+    found: object = model
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
 
 
 def _check_conflicts(engine: str, capabilities: Capabilities, active: Collection[str]) -> None:
@@ -118,9 +118,10 @@ def check_request(engine: str, info: BackendInfo, configured: Collection[str], r
     """
     capabilities = info.capabilities
     changed = set(request.changed())
-    sampling = {name.removeprefix("sampling.") for name in changed if name.startswith("sampling.")}
-    for name in sorted(sampling):
-        _require(engine, f"sampling.{name}", name, capabilities.sampling)
+    for name in sorted(changed):
+        field, _, of_sampling = name.partition(".")
+        if field == "sampling":
+            _require(engine, name, of_sampling, capabilities.sampling)
     for name in sorted(changed & ENGINE_REQUEST):
         _require(engine, name, name, capabilities.request)
     if request.structured is not None and request.structured.kind not in capabilities.structured:
@@ -141,8 +142,8 @@ def check_request(engine: str, info: BackendInfo, configured: Collection[str], r
             field="lora",
         )
     if capabilities.conflicts:
-        asked = switched_on("request.", request)
-        active = {name.removeprefix("request.") if name.startswith("request.sampling.") else name for name in asked}
+        asked = [name for name in changed if _value(request, name) is not False]
+        active = {name if name.startswith("sampling.") else f"request.{name}" for name in asked}
         _check_conflicts(engine, capabilities, active.union(configured))
 
 

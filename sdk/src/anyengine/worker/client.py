@@ -129,7 +129,7 @@ def _variables(config: EngineConfig) -> dict[str, str]:
 
 
 def _load(place: Worker, config: EngineConfig, log_level: int) -> dict[str, Any]:
-    fields = config.model_dump(exclude_defaults=True, exclude=_HERE)
+    fields = {name: value for name, value in config.to_dict().items() if name not in _HERE}
     return {"engine": place.engine, "config": fields, "log_level": log_level}
 
 
@@ -203,7 +203,7 @@ class WorkerRuntime(Runtime):
     # -- requests ---------------------------------------------------------------------------------
 
     async def prepare(self, request: GenerateRequest, flow: int, *, admitted: bool = False) -> Prepared:
-        fields = request.model_dump(exclude_defaults=True)
+        fields = request.to_dict()
         id_, _ = await self._connection.call("prepare", request=fields, flow=flow, admitted=admitted)
         return Prepared(request, id_, flow, admitted)
 
@@ -214,7 +214,7 @@ class WorkerRuntime(Runtime):
         return await self._call("run", Completion, prepared=prepared.payload)
 
     async def generate(self, request: GenerateRequest, flow: int) -> Completion:
-        fields = request.model_dump(exclude_defaults=True)
+        fields = request.to_dict()
         return await self._call("generate", Completion, request=fields, flow=flow)
 
     @asynccontextmanager
@@ -226,7 +226,7 @@ class WorkerRuntime(Runtime):
             self._connection.tell("leave", admission=id_)
 
     async def stream(self, request: GenerateRequest, flow: int) -> ChunkStream:
-        fields = request.model_dump(exclude_defaults=True)
+        fields = request.to_dict()
         return _Chunks(self._connection, *await self._connection.open(request=fields, flow=flow))
 
     # -- text, scores, vectors --------------------------------------------------------------------

@@ -54,7 +54,7 @@ async def make_in_worker(
     if revision is not None:
         arguments["revision"] = revision
     if calibration is not None:
-        arguments["calibration"] = calibration.model_dump(exclude_defaults=True)
+        arguments["calibration"] = calibration.to_dict()
     job = asyncio.ensure_future(connection.call("quantize", Made, **arguments))
     try:
         return (await asyncio.shield(job))[1]

@@ -227,16 +227,17 @@ def _request(fields: dict[str, Any]) -> GenerateRequest:
 
 def _check_known(model: type[StrictModel], fields: Mapping[str, Any], engine: str | None, prefix: str = "") -> None:
     """Refuse a field of a newer SDK: nothing is ever ignored."""
+    known = model.model_fields
     for name, value in fields.items():
-        if name not in model.model_fields:
+        if name not in known:
             raise UnsupportedParameter(
                 f"{prefix}{name}: the anyengine in the worker's environment does not know this field; update it there",
                 engine=engine,
                 field=prefix + name,
-                supported=model.model_fields,
+                supported=known,
             )
-        annotation: Any = model.model_fields[name].annotation
-        if isinstance(value, dict) and hasattr(annotation, "model_fields"):
+        annotation: Any = known[name].annotation if isinstance(value, dict) else None
+        if hasattr(annotation, "model_fields"):
             _check_known(annotation, value, engine, f"{prefix}{name}.")  # pyright: ignore[reportUnknownArgumentType] plain data
 
 
