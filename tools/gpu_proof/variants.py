@@ -84,7 +84,7 @@ VARIANTS = (
         "vllm",
         ("dtype=bfloat16", "max_model_len=2048", CACHE),
         ("--config", "plugins/vllm/conformance-gpu.toml"),
-        8,
+        16,
         # Single pairs differ by tens of percent; so many bring the interval below the bar's width. Cut off, it goes on.
         ("benchmarks/vllm_overhead.py", "--rounds", "2", "--pairs", "100"),
         SPECULATION,
