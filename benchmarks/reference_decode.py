@@ -50,7 +50,7 @@ def transformers(folder: Path, context: int, threads: int) -> Callable[[int], No
         with torch.inference_mode():
             for _ in range(tokens):
                 token = state[0].logits[:, -1:].argmax(-1)
-                state[0] = model(token, past_key_values=state[0].past_key_values, use_cache=True)
+                state[0] = model(token, cache=state[0].cache, use_cache=True)
 
     return decode
 

@@ -61,8 +61,8 @@ def measure(exact: Any, coarse: Any, ids: list[int], ends: set[int]) -> tuple[li
     rows: list[torch.Tensor] = []
     given = tokens
     for _ in range(STEPS):
-        out = coarse(input_ids=torch.tensor([given]), past_key_values=past, use_cache=True)
-        past = out.past_key_values
+        out = coarse(input_ids=torch.tensor([given]), cache=past, use_cache=True)
+        past = out.cache
         rows.append(out.logits[0, -1].float().log_softmax(-1))
         chosen = int(rows[-1].argmax())
         tokens.append(chosen)

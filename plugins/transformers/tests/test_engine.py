@@ -233,7 +233,7 @@ async def test_an_abort_computes_nothing_more_and_lets_go_of_the_cache(engine, m
         passes += 1
         output = run(self, *positional, **options)
         if not caches:
-            caches.append(weakref.ref(output.past_key_values))
+            caches.append(weakref.ref(self.cache_of(output)))
         return output
 
     monkeypatch.setattr(computing.CausalLM, "run", spy)
@@ -311,7 +311,7 @@ async def test_memory_that_runs_out_fails_only_the_request_and_frees_what_it_hel
     def failing(self, token_ids, **options):
         output = run(self, token_ids, **options)
         if options["length"] > 12:
-            caches.append(weakref.ref(output.past_key_values))
+            caches.append(weakref.ref(self.cache_of(output)))
             if host:
                 raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
             raise torch.OutOfMemoryError("CUDA out of memory.")

@@ -115,12 +115,17 @@ class LoRAConfig(_Config):
     Attributes:
         adapters: name → folder or hub id, loaded at start. Requests name the adapter.
         max_rank: largest rank that will be loaded.
-        max_loras: adapters in one batch.
+        max_loras: adapters in one batch. None: as many as `adapters` names, and at least one.
     """
 
     adapters: dict[str, str] = Field(default_factory=dict)
     max_rank: Positive = 16
-    max_loras: Positive = 1
+    max_loras: Positive | None = None
+
+    @property
+    def most_in_a_batch(self) -> int:
+        """``max_loras``, worked out."""
+        return self.max_loras or max(1, len(self.adapters))
 
 
 class EngineConfig(_Config):

@@ -1,12 +1,15 @@
 """What an adapter's own file says of its rank decides whether it is loaded."""
 
 import pytest
-from anyengine.backend.adapters import check_adapter_rank
+from anyengine import LoRAConfig
+from anyengine.backend.adapters import check_adapter_rank, check_adapters_in_one_batch
 from anyengine.errors import ModelNotFound, UnsupportedParameter
 
 
 def test_an_adapter_of_at_most_that_rank_is_let_through(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"r": 9}')
+    check_adapter_rank("a", tmp_path, 9)
+    (tmp_path / "adapter_config.json").write_text('{"r": 9, "rank_pattern": {}}')
     check_adapter_rank("a", tmp_path, 9)
 
 
@@ -17,7 +20,36 @@ def test_an_adapter_of_a_higher_rank_is_refused_by_name(tmp_path):
     assert caught.value.field == "lora.adapters.a"
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"r": null}', '{"r": "x"}', '{"r": Infinity}', "\xff"])
+def test_a_layer_of_a_higher_rank_counts(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "rank_pattern": {"q_proj": 9, "v_proj": 2}}')
+    check_adapter_rank("a", tmp_path, 9)
+    with pytest.raises(UnsupportedParameter, match="its rank is 9"):
+        check_adapter_rank("a", tmp_path, 8)
+
+
+@pytest.mark.parametrize("most", [None, 3, 8])
+def test_all_adapters_in_one_batch_are_what_is_asked_for(most):
+    check_adapters_in_one_batch("Simulated", LoRAConfig(adapters=dict.fromkeys("abc", "x"), max_loras=most))
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_fewer_adapters_in_a_batch_are_refused_where_the_engine_knows_no_bound(most):
+    with pytest.raises(UnsupportedParameter, match=f"no bound of {most}; give 3 or more") as caught:
+        check_adapters_in_one_batch("Simulated", LoRAConfig(adapters=dict.fromkeys("abc", "x"), max_loras=most))
+    assert caught.value.field == "lora.max_loras"
+
+
+@pytest.mark.parametrize(
+    ("fields", "most"), [({}, 1), ({"adapters": dict.fromkeys("ab", "x")}, 2), ({"max_loras": 5}, 5)]
+)
+def test_a_batch_has_room_for_the_adapters_that_are_named(fields, most):
+    assert LoRAConfig(**fields).most_in_a_batch == most
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, "{", "[]", "{}", '{"r": null}', '{"r": "x"}', '{"r": Infinity}', '{"r": 1, "rank_pattern": [1]}', "\xff"],
+)
 def test_an_adapter_that_does_not_say_its_rank_is_refused_by_name(tmp_path, content):
     if content is not None:
         (tmp_path / "adapter_config.json").write_text(content, encoding="latin-1")

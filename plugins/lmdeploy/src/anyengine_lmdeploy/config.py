@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from anyengine.backend.adapters import check_adapter_rank
+from anyengine.backend.adapters import check_adapter_rank, check_adapters_in_one_batch
 from anyengine.backend.memory import free_fraction, weight_bytes
 from anyengine.errors import InvalidConfig
 
@@ -176,12 +176,7 @@ def _adapters(wanted: LoRAConfig, model: ModelFiles) -> dict[str, str]:
     # LMDeploy bounds neither: it takes adapters of any rank, and batches as many as it was loaded with.
     for name, folder in model.loras.items():
         check_adapter_rank(name, folder, wanted.max_rank)
-    if "max_loras" in set(wanted.changed()) and wanted.max_loras < len(model.loras):
-        raise unsupported(
-            "lora.max_loras",
-            f"LMDeploy has all {len(model.loras)} adapters that it is loaded with in one batch, and no bound of "
-            f"{wanted.max_loras}; give {len(model.loras)} or more, or load fewer",
-        )
+    check_adapters_in_one_batch("LMDeploy", wanted)
     return {name: str(folder) for name, folder in model.loras.items()}
 
 

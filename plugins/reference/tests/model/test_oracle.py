@@ -89,7 +89,7 @@ def transformers_greedy(folder: Path, prompt: list[int], steps: int) -> tuple[li
         output = model(torch.tensor([tokens]), use_cache=True)
         for _ in range(steps):
             tokens.append(int(output.logits[0, -1].argmax()))
-            output = model(torch.tensor([tokens[-1:]]), past_key_values=output.past_key_values, use_cache=True)
+            output = model(torch.tensor([tokens[-1:]]), cache=output.cache, use_cache=True)
         return tokens[len(prompt) :], model(torch.tensor([tokens])).logits[0].numpy()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from anyengine.backend.adapters import check_adapter_rank
+from anyengine.backend.adapters import check_adapter_rank, check_adapters_in_one_batch
 from anyengine.errors import InvalidConfig, UnsupportedParameter
 
 from anyengine_tgi.capabilities import MAX_LOGPROBS
@@ -153,11 +153,7 @@ def _adapters(config: EngineConfig, model: ModelFiles) -> str | None:
                 "TGI's list of adapters has no room for the characters , = @ in names and folders",
             )
         check_adapter_rank(name, folder, config.lora.max_rank)
-    if "max_loras" in set(config.lora.changed()) and config.lora.max_loras < len(model.loras):
-        raise _unsupported(
-            "lora.max_loras",
-            f"TGI has all {len(model.loras)} adapters that it is launched with in one batch; give that or more",
-        )
+    check_adapters_in_one_batch("TGI", config.lora)
     return ",".join(f"{name}={folder}" for name, folder in model.loras.items()) or None
 
 

@@ -54,6 +54,8 @@ class CausalLM:
         # Logits of chosen positions only, from a body that ran once: what both need, most architectures have.
         self._selects = "logits_to_keep" in parameters and self._body is not module
         self._takes_mask = "attention_mask" in parameters
+        # transformers 5.24 renamed what it takes and gives, architecture by architecture.
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self.keeps_cache = False
         self.vocab_size = self._try_out()
         self.keeps_cache = self._proves_cache()
@@ -82,7 +84,7 @@ class CausalLM:
         torch = self._torch
         options: dict[str, Any] = {"use_cache": self.keeps_cache}
         if cache is not None:
-            options["past_key_values"] = cache
+            options[self._cache_name] = cache
         if self._takes_mask:
             options["attention_mask"] = torch.ones((1, length), dtype=torch.long, device=self._device)
         if keep is not None and self._selects:
@@ -128,6 +130,10 @@ class CausalLM:
             if own is not None:
                 attributes["forward"] = own
 
+    def cache_of(self, output: Any) -> Any:
+        """The keys and values that a pass has left; None where the architecture has none."""
+        return getattr(output, self._cache_name, None)
+
     def numbers(self, logits: Any) -> NDArray[np.float32]:
         """Logits as float32, on the host."""
         return logits.float().cpu().numpy()
@@ -153,7 +159,7 @@ class CausalLM:
         self.keeps_cache = True
         half = len(_TRIAL) // 2
         begun = self.run(_TRIAL[:half], length=half)
-        cache = getattr(begun, "past_key_values", None)
+        cache = self.cache_of(begun)
         if cache is None:
             return False  # an architecture with a state of another kind
         for position in range(half, len(_TRIAL)):
@@ -197,7 +203,7 @@ class Text:
         keep = None if all_rows and body is None else 1
         output = self._model.run(new, length=len(self._tokens), cache=self._cache, keep=keep, body=body)
         if self._model.keeps_cache:
-            self._cache = output.past_key_values
+            self._cache = self._model.cache_of(output)
             self.held = len(self._tokens)
         if all_rows:
             self._body = body[0] if body else output.logits[0]

@@ -256,7 +256,7 @@ def _lora(wanted: LoRAConfig, model: ModelFiles, library: Library) -> dict[str, 
         "LoraConfig",
         lora_dir=[str(folder) for folder in model.loras.values()][:1],
         max_lora_rank=wanted.max_rank,
-        max_loras=wanted.max_loras,
-        max_cpu_loras=max(wanted.max_loras, len(wanted.adapters)),
+        max_loras=wanted.most_in_a_batch,
+        max_cpu_loras=max(wanted.most_in_a_batch, len(wanted.adapters)),
     )
     return {"enable_lora": True, "lora_config": config}

@@ -208,7 +208,7 @@ def _lora(config: EngineConfig, model: ModelFiles, device: str) -> dict[str, Any
         raise unsupported("lora.max_rank", f"vLLM's largest is {_RANKS[-1]}, not {wanted.max_rank}")
     for name, folder in model.loras.items():
         check_adapter_rank(name, folder, wanted.max_rank)
-    slots = wanted.max_loras
+    slots = wanted.most_in_a_batch
     if device == "cpu":
         # vLLM's kernels for the CPU give a request without an adapter whatever lies in the last slot, if another in its
         # batch has one. So there is one slot more than adapters, and it stays empty.
@@ -224,4 +224,4 @@ def _lora(config: EngineConfig, model: ModelFiles, device: str) -> dict[str, Any
 
 def adapter_slots(wanted: LoRAConfig) -> int:
     """Adapters that there can be at once on a CPU: see :func:`engine_arguments`."""
-    return max(wanted.max_loras, len(wanted.adapters))
+    return max(wanted.most_in_a_batch, len(wanted.adapters))

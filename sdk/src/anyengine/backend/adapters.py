@@ -1,16 +1,18 @@
-"""The rank of a low-rank adapter against ``lora.max_rank``, for engines whose own limit is another or none."""
+"""Low-rank adapters against the limits in ``lora``, for engines whose own limits are others, or none."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anyengine.errors import ModelNotFound, UnsupportedParameter
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["check_adapter_rank"]
+    from anyengine.config import LoRAConfig
+
+__all__ = ["check_adapter_rank", "check_adapters_in_one_batch"]
 
 
 def check_adapter_rank(name: str, folder: Path, most: int) -> None:
@@ -18,7 +20,8 @@ def check_adapter_rank(name: str, folder: Path, most: int) -> None:
 
     Args:
         name: what requests call it.
-        folder: of the adapter; PEFT writes the rank into ``adapter_config.json``, as ``r``.
+        folder: of the adapter. PEFT writes the rank into ``adapter_config.json``, as ``r``, and those of layers that
+            have another as ``rank_pattern``.
         most: ``lora.max_rank``.
 
     Raises:
@@ -27,10 +30,30 @@ def check_adapter_rank(name: str, folder: Path, most: int) -> None:
     """
     field, file = f"lora.adapters.{name}", folder / "adapter_config.json"
     try:
-        rank = int(json.loads(file.read_bytes())["r"])
-    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        said: dict[str, Any] = json.loads(file.read_bytes())
+        rank = max(map(int, [said["r"], *(said.get("rank_pattern") or {}).values()]))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelNotFound(f"{file} cannot be read: {type(error).__name__}: {error}", field=field) from error
     if rank > most:
         raise UnsupportedParameter(
             f"{field}: its rank is {rank}, and lora.max_rank is {most}; load with a larger one", field=field
+        )
+
+
+def check_adapters_in_one_batch(engine: str, wanted: LoRAConfig) -> None:
+    """For engines that have all adapters in one batch, and know no bound: a smaller ``max_loras`` is refused.
+
+    Args:
+        engine: as it is called in messages.
+        wanted: what was asked for.
+
+    Raises:
+        UnsupportedParameter: names ``lora.max_loras``.
+    """
+    loaded = len(wanted.adapters)
+    if wanted.most_in_a_batch < loaded:
+        raise UnsupportedParameter(
+            f"lora.max_loras: {engine} has all {loaded} adapters that it is loaded with in one batch, and no bound of "
+            f"{wanted.max_loras}; give {loaded} or more, or leave it out, or load fewer adapters",
+            field="lora.max_loras",
         )
