@@ -142,7 +142,10 @@ def test_a_cell_counts_what_the_report_says_and_names_it(root: Path):
     assert kind.split() == ["family", "is-failed"]
     assert text == ("1 passed, 1 failed, 1 unsupported and refused, 1 failed as expected 1 ✓ 1 ✗ 1 ! 1 ⊘")
     assert cells[1 + FAMILIES.index("tokens")][2] == "not run –"  # noqa: RUF001
-    assert "| 1 / 1* / 1 |" in readme
+    lines = readme.splitlines()
+    assert "| family | mine, CPU |" in lines
+    assert "| streaming | 1 / 1* / 1 |" in lines
+    assert "| tokens | not run |" in lines
     assert "| 2 / 1* / 1, of a selection of 5 checks |" in readme
     for fact in ("version 1.2", "a CPU", "model", "a selection of 5 checks", "2026-11-28", "c0ffee1"):
         assert fact in page
@@ -170,8 +173,22 @@ def test_what_was_simulated_says_so_in_every_cell(root: Path):
     assert said["results/two.json"] == ("family is-passed", f"{ZERO} 1 ✓")
     for kind, report, text in Cells(page).cells:
         assert ("simulated" in kind, "sim." in text) == (report.endswith("one.json"),) * 2
-    (row,) = [line for line in readme.splitlines() if line.startswith("| mine, model") and "simulated" in line]
-    assert row.count("simulated") == 1 + len(FAMILIES)
+    real, simulated = (block.splitlines() for block in readme.split("\n\n") if block.startswith("| family |"))
+    assert (real[0], simulated[0]) == ("| family | mine, GPU |", "| family | mine, simulated |")
+    assert [line.endswith(" sim. |") for line in real[2:] + simulated[2:]] == [False] * len(FAMILIES) + [True] * len(
+        FAMILIES
+    )
+
+
+def test_the_readme_has_a_row_for_each_family_and_a_column_for_each_report(root: Path):
+    for model, outcome in (("one", "passed"), ("another", "failed")):
+        conformance(root, f"{model}.json", {"batching.no-cross-talk": outcome}, model=model)
+    conformance(root, "other.json", {"batching.no-cross-talk": "passed"}, engine="other")
+    (table,) = (block.splitlines() for block in made(root)[1].split("\n\n") if block.startswith("| family |"))
+    # The model is named where the rest is the same.
+    assert table[0] == "| family | mine, CPU, another | mine, CPU, one | other, CPU |"
+    assert [line.split(" | ")[0] for line in table[2:]] == [f"| {family}" for family in FAMILIES]
+    assert "| batching | 0 / 1 / 0 | 1 / 0 / 0 | 1 / 0 / 0 |" in table
 
 
 def test_an_edited_report_is_refused_by_name(root: Path):

@@ -1,5 +1,6 @@
 """What ``anyengine plugin new`` writes keeps the contract as it is; broken, the suite names what broke it."""
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -27,6 +28,22 @@ def _report(project: Path, *only: str) -> Report:
     done = subprocess.run([*command, "--conformance-report", file], cwd=project, capture_output=True, text=True)  # noqa: PLW1510
     assert file.exists(), done.stdout + done.stderr
     return read_report(file)
+
+
+def test_the_command_and_the_tests_hold_it_to_the_same_settings(project, monkeypatch):
+    """Both read `conformance.toml`."""
+    monkeypatch.chdir(project)
+    settings = project / "conformance.toml"
+    file = project.parent / "command.json"
+    path = os.pathsep.join([str(project / "src"), *sys.path])
+    command = [sys.executable, "-m", "anyengine", "conformance", "run", "--config", settings.name, "--only", "seeds"]
+    subprocess.run([*command, "--report", file], env=os.environ | {"PYTHONPATH": path}, check=True, capture_output=True)
+    by_tests = _report(project, "seeds")
+    by_command = read_report(file)
+    assert by_command.subject == by_tests.subject
+    assert [(r.id, r.outcome) for r in by_command.results] == [(r.id, r.outcome) for r in by_tests.results]
+    settings.write_text(settings.read_text().replace('oracle = "none"', 'oracle = "nobody"'))
+    assert _report(project, "seeds").suite.oracle == "nobody"
 
 
 def _change(project: Path, file: str, old: str, new: str) -> None:

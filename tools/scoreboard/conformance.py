@@ -85,10 +85,10 @@ class Cell:
 
     @property
     def short(self) -> str:
-        """For a table without colours: passed / failed / unsupported and refused."""
+        """For a table without colours: passed / failed / unsupported and refused, and ``sim.`` of a simulation."""
         marks = "*" * bool(self.expected)
         figures = f"{self.passed} / {self.failed}{marks} / {self.unsupported}" if self.counts else "not run"
-        return f"{figures} simulated" if self.simulated else figures
+        return f"{figures} sim." if self.simulated else figures
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def _dates(text: str) -> Markup:
 
 
 def markdown(found: Found) -> str:
-    """Two tables: what was run on what, and what came of each family of checks."""
+    """What was run on what, and below what came of each family of checks: a row each, so that it fits a page."""
     rows = conformance.rows(found)
     if not rows:
         return "Not measured."
@@ -85,15 +85,25 @@ def markdown(found: Found) -> str:
         for row in rows
     ]
     titles = ("configuration", "on", "engine's version", "model", "date, commit", "all checks", "from")
-    cells = [(f"{row.label}, {row.model}, {row.place}", *(cell.short for cell in row.cells)) for row in rows]
     stars = "; * also fails as expected" if any(row.total.expected for row in rows) else ""
     basis = (
-        f"Numbers of checks: *passed / failed / unsupported and refused*{stars}. A **simulated** row says that the\n"
-        f"plugin keeps the contract as far as its simulation goes, and nothing about the engine. [The page]({PAGE})\n"
-        "has the reasons, parity and speed: open it from a checkout."
+        f"Numbers of checks: *passed / failed / unsupported and refused*{stars}. What is **simulated** (*sim.*) says\n"
+        "that the plugin keeps the contract as far as its simulation goes, and nothing about the engine.\n"
+        f"[The page]({PAGE}) has the reasons, parity and speed: open it from a checkout."
     )
-    families = _table(("configuration", *(name for name, _ in conformance.families())), cells)
-    return "\n\n".join((basis, _table(titles, facts), families))
+    real = [row for row in rows if row.place != "simulated"]
+    simulated = [row for row in rows if row.place == "simulated"]
+    return "\n\n".join((basis, _table(titles, facts), *(_families(some) for some in (real, simulated) if some)))
+
+
+def _families(rows: Sequence[conformance.Row]) -> str:
+    """A table with a column for each report, which names its model where the rest is the same."""
+    names = [f"{row.label}, {row.place}" for row in rows]
+    columns = [f"{name}, {row.model}" if names.count(name) > 1 else name for name, row in zip(names, rows, strict=True)]
+    lines = [
+        (family, *(row.cells[place].short for row in rows)) for place, (family, _) in enumerate(conformance.families())
+    ]
+    return _table(("family", *columns), lines)
 
 
 def can_do(found: Found) -> str:

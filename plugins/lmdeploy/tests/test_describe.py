@@ -30,7 +30,7 @@ def test_it_is_found_by_its_name():
 
 def test_without_the_engine_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(versions, "installed", lambda: None)
-    assert "anyengine env create lmdeploy" in plugin.describe().unavailable
+    assert plugin.describe().unavailable == "LMDeploy is not installed here"
 
 
 @pytest.mark.parametrize(

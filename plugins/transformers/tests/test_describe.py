@@ -21,7 +21,7 @@ def test_describing_imports_neither_torch_nor_transformers_nor_numpy():
 
 def test_an_engine_without_its_libraries_says_how_to_install_them(monkeypatch):
     monkeypatch.setattr(libraries, "find_spec", lambda name: None if name == "torch" else object())
-    assert plugin.describe().unavailable == ("torch not installed; run: pip install 'anyengine-transformers[engine]'")
+    assert plugin.describe().unavailable == "torch is not installed here"
 
 
 def test_every_package_of_an_environment_is_pinned():

@@ -28,7 +28,7 @@ def test_it_is_found_by_its_name():
 
 def test_without_vllm_it_says_how_to_get_one(monkeypatch):
     monkeypatch.setattr(versions, "installed", lambda: None)
-    assert "anyengine env create vllm" in plugin.describe().unavailable
+    assert plugin.describe().unavailable == "vLLM is not installed here"
 
 
 def test_an_old_vllm_is_named(monkeypatch):

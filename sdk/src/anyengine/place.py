@@ -97,7 +97,9 @@ def choose_place(engine: object, config: EngineConfig) -> Here | Worker:
         )
     attached = description.attached(config)
     if description.unavailable is not None and not attached:
-        reason = f"{name} cannot run in this interpreter: {description.unavailable}"
+        from anyengine.environments.description import why_unavailable  # noqa: PLC0415 few programs have environments
+
+        reason = f"{name} cannot run in this interpreter: {why_unavailable(description)}"
         return _elsewhere(name, config, EngineStartupError(reason, engine=name))
     if config.isolation == "auto" and (description.in_process or attached) and not _wants_worker(config):
         return _here(plugin, description, config)

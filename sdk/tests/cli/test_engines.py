@@ -1,7 +1,9 @@
 """``anyengine engines``."""
 
 import json
+import sys
 
+import pytest
 from anyengine import Capabilities
 
 
@@ -39,6 +41,68 @@ def test_an_engine_that_is_not_available_says_why(anyengine, monkeypatch):
     )
     [line] = [line for line in anyengine("engines").stdout.splitlines() if line.startswith("scripted")]
     assert "not available: no torch here" in line
+
+
+@pytest.fixture
+def not_installed(monkeypatch):
+    """The engine `scripted` is not installed here, and its plugin lists packages for this platform, another, and a
+    toolchain.
+    """
+    import msgspec
+    from anyengine.backend import CheckpointSupport, EnvironmentVariant
+    from anyengine.testing import ScriptedPlugin
+
+    describe = ScriptedPlugin.describe
+    fields = {
+        "cpu": {},
+        "cuda": {"platform": sys.platform},
+        "mars": {"platform": "mars"},
+        "tools": {"quantize": True},
+    }
+    variants = {name: EnvironmentVariant(python=">=3.11", steps=(), **field) for name, field in fields.items()}
+    changes = {
+        "unavailable": "it is not installed here",
+        "environments": variants,
+        "checkpoints": CheckpointSupport(architectures=("llama",)),
+    }
+    monkeypatch.setattr(ScriptedPlugin, "describe", lambda self: msgspec.structs.replace(describe(self), **changes))
+    return (
+        "it is not installed here; `anyengine env create scripted --variant cpu` (or `--variant cuda`) makes an "
+        "environment for it"
+    )
+
+
+def test_an_engine_that_is_not_installed_says_which_command_brings_it(anyengine, not_installed):
+    [line] = [line for line in anyengine("engines").stdout.splitlines() if line.startswith("scripted")]
+    assert f"not available: {not_installed}" in line
+    listed = {engine["name"]: engine for engine in anyengine.json("engines")}
+    assert listed["scripted"]["reason"] == not_installed
+
+
+def test_an_engine_that_is_not_installed_says_whether_it_would_load_a_model(anyengine, not_installed, tmp_path):
+    _, engines = for_model(anyengine, "--model", "storyteller")
+    assert engines["scripted"] == {
+        "name": "scripted",
+        "environment": None,
+        "runs": "not here",
+        "loads": "yes",
+        "reason": not_installed,
+    }
+    lines = anyengine("engines", "--model", "storyteller").stdout.splitlines()
+    assert [line.split(maxsplit=4) for line in lines if line.startswith("scripted")] == [
+        ["scripted", "yes", "not", "here", not_installed]
+    ]
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "other"}')
+    _, engines = for_model(anyengine, "--model", str(folder))
+    assert (engines["scripted"]["loads"], engines["scripted"]["runs"]) == ("no", "no")
+    assert engines["scripted"]["reason"].startswith("its architecture is 'other'")
+
+
+def test_a_load_of_an_engine_that_is_not_installed_says_the_same(anyengine, not_installed):
+    done = anyengine("generate", "--engine", "scripted", "hello")
+    assert (done.exit_code, not_installed in done.stderr) == (1, True)
 
 
 def test_one_engine_is_shown_with_every_capability(anyengine):

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from anyengine.testing import make_model_folder
 
 TOOLS = Path(sys.executable).parent
 
@@ -57,7 +56,6 @@ def test_once_it_is_installed_the_commands_find_it(project, tmp_path):
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: anyengine-{name}\nVersion: 0.1.0\n")
     point = f"{name} = anyengine_{name.replace('-', '_')}:plugin"
     (info / "entry_points.txt").write_text(f"[anyengine.engines]\n{point}\n")
-    model = make_model_folder(tmp_path / "model")
     path = os.pathsep.join([str(folder / "src"), str(tmp_path)])
     command = [sys.executable, "-c", "from anyengine.cli import main; main()"]
     listed = json.loads(run(tmp_path, *command, "engines", name, "--json", PYTHONPATH=path))
@@ -66,8 +64,27 @@ def test_once_it_is_installed_the_commands_find_it(project, tmp_path):
         f"anyengine-{name} 0.1.0",
         "0.1.0",
     )
-    arguments = ["generate", "--engine", name, "--model", str(model), "--temperature", "0", "hello"]
+    arguments = ["generate", "--engine", name, "--temperature", "0", "hello"]
     assert run(tmp_path, *command, *arguments, PYTHONPATH=path) == "hello\n"
+
+
+@pytest.mark.timeout(300)  # pip, on a machine that may have other things to do
+def test_the_lines_of_its_readme_work_as_they_stand(tmp_path, anyengine):
+    folder = tmp_path / "project"
+    assert anyengine("plugin", "new", "mine", "--directory", str(folder)).exit_code == 0
+    lines = (folder / "README.md").read_text().split("```sh\n")[1].split("```")[0].splitlines()
+    _, install, _, generate, certify, tests = lines
+    assert (install.split()[:2], generate.split()[:4]) == (
+        ["pip", "install"],
+        ["anyengine", "generate", "--engine", "mine"],
+    )
+    assert (certify, tests) == ("anyengine conformance run --config conformance.toml", "pytest")
+    # One family of the suite; all of it runs in the tests of that package.
+    lines[-2:] = [f"{certify} --only streaming --report report.json", f"{tests} -q --conformance-only streaming"]
+    assert "\nit repeats this\n" in run(folder, "bash", "-ec", "\n".join(lines))
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["subject"]["engine"], report["suite"]["profile"]) == ("mine", "certify")
+    assert {result["outcome"] for result in report["results"]} <= {"passed", "unsupported"}
 
 
 @pytest.mark.parametrize("name", ["", "A", "1a", "a_b", "a--b", "-a", "a-", "../a", "ä"])

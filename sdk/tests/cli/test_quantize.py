@@ -24,11 +24,46 @@ def test_a_quantised_model_is_written_and_can_be_loaded(anyengine, tmp_path):
     assert (done.exit_code, len(json.loads(done.stdout)["token_ids"])) == (0, 4)
 
 
-def test_the_folder_is_what_is_printed(anyengine, tmp_path):
+def test_the_folder_and_what_it_cost_are_printed(anyengine, tmp_path):
     folder = tmp_path / "smaller"
     arguments = ["--model", "storyteller-draft", "--scheme", "int8-w8a16", "--output", str(folder)]
     done = anyengine("quantize", *arguments)
-    assert (done.exit_code, done.stdout, done.stderr) == (0, f"{folder}\n", "")
+    assert (done.exit_code, done.stderr) == (0, "")
+    drift = json.loads((folder / "anyengine.json").read_text())["drift"]
+    assert [line.split(maxsplit=1)[0] for line in done.stdout.splitlines()] == [
+        *("CHECKPOINT", "perplexity", "mean", "top-1", "measured"),
+    ]
+    for words in (
+        str(folder),
+        f"{drift['perplexity_ratio']:.4f} times the float model's",
+        f"{drift['mean_kl']:.4f} nats",
+        f"{drift['top1_agreement']:.1%} of {drift['tokens']} positions",
+        drift["oracle"],
+    ):
+        assert words in done.stdout
+
+
+def test_drift_that_nobody_asked_for_is_said_to_be_missing(anyengine, tmp_path):
+    arguments = ["--model", "storyteller-draft", "--scheme", "int8-w8a16", "--output", str(tmp_path / "smaller")]
+    done = anyengine("quantize", *arguments, "--oracle", "none")
+    _, drift, advice = done.stdout.splitlines()
+    assert (done.exit_code, drift.split(maxsplit=1)[1]) == (0, "not measured: it was not asked for")
+    assert advice == "to measure it: leave --oracle none out"
+
+
+def test_drift_that_no_oracle_could_measure_says_why_and_how(anyengine, tmp_path, monkeypatch):
+    monkeypatch.setattr("anyengine.quantization.oracle._LARGE", 0)
+    monkeypatch.setattr("anyengine.quantization.oracle.ORACLES", ("reference",))
+    folder = tmp_path / "smaller"
+    arguments = ["--model", "storyteller-draft", "--scheme", "int8-w8a16", "--output", str(folder)]
+    done = anyengine("quantize", *arguments)
+    _, drift, advice = done.stdout.splitlines()
+    assert (done.exit_code, drift.split(maxsplit=1)[1]) == (
+        0,
+        "not measured: reference: takes too long for 0 GiB of weights",
+    )
+    assert advice.startswith("to measure it: name an engine")
+    assert f"`anyengine engines --model {folder}`" in advice
 
 
 def test_an_unknown_scheme_is_refused_with_those_that_exist(anyengine, tmp_path):

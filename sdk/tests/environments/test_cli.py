@@ -108,6 +108,17 @@ def test_engines_of_environments_are_listed_with_where_they_run(run, run_json, i
     assert line.split() == ["simulated", "ready", "anyengine-simulated", "1.0", "1.0", "mine"]
 
 
+def test_of_an_engine_that_runs_somewhere_a_model_needs_no_place_where_it_does_not(run, run_json, interpreter):
+    for name, unavailable in (("bad", "no GPU"), ("good", None)):
+        run("env", "add", name, "--python", str(interpreter().ours().engine(unavailable).python))
+    places = [
+        (engine["environment"], engine["runs"])
+        for engine in run_json("engines", "--model", "storyteller")["engines"]
+        if engine["name"] == "simulated"
+    ]
+    assert places == [("good", "not declared")]
+
+
 # -- for real ---------------------------------------------------------------------------------------
 
 

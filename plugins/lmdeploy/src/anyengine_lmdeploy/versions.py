@@ -30,7 +30,7 @@ def unavailable() -> str | None:
     """Why LMDeploy cannot run in this interpreter, None if it can; imports nothing of it."""
     found = installed()
     if found is None or find_spec("lmdeploy") is None:
-        return "LMDeploy is not installed here; `anyengine env create lmdeploy` makes an environment for it"
+        return "LMDeploy is not installed here"
     if parse(found)[:2] != MAPPED:
         wanted = ".".join(map(str, MAPPED))
         return f"LMDeploy {found} is not mapped, this plugin is written for {wanted}; install that release"

@@ -81,7 +81,7 @@ class TransformersPlugin(EnginePlugin):
             plugin_version=version("anyengine-transformers"),
             engine_version=libraries.installed_version("transformers"),
             unavailable=(
-                f"{' and '.join(missing)} not installed; run: pip install 'anyengine-transformers[engine]'"
+                f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed here"
                 if missing
                 else None
             ),

@@ -66,7 +66,7 @@ def unavailable() -> str | None:
     """Why vLLM cannot run in this interpreter, None if it can; imports nothing of it."""
     found = installed()
     if found is None or find_spec("vllm") is None:
-        return "vLLM is not installed here; `anyengine env create vllm` makes an environment for it"
+        return "vLLM is not installed here"
     if parse(found) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         return f"vLLM {found} is too old, {oldest} is the oldest that this plugin maps; install a newer one"

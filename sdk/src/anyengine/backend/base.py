@@ -71,7 +71,8 @@ class EngineDescription(Struct, frozen=True, kw_only=True):
         name: of the engine, as users write it.
         plugin_version: of the plugin's distribution.
         engine_version: of the engine library; None if it is not installed here.
-        unavailable: why the engine cannot run in this interpreter; None if it can.
+        unavailable: why the engine cannot run in this interpreter; None if it can. The SDK adds which command makes a
+            place for it, from ``environments``.
         in_process: whether it is safe to run in the application's process.
         attaches: whether ``native={"url": …}`` attaches to an engine that runs already, as a server: then nothing of it
             has to be installed here, and it is spoken to from the application's process.

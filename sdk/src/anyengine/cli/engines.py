@@ -10,7 +10,8 @@ import click
 from anyengine.cli.output import Output, common_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from anyengine.environments import DescribedEngine
     from anyengine.plugins import InstalledEngine
@@ -87,7 +88,14 @@ def _in_environments() -> Iterator[_Place]:
 def _status(engine: DescribedEngine) -> str:
     if engine.broken is not None:
         return f"broken: {engine.broken}"
-    return "ready" if engine.unavailable is None else f"not available: {engine.unavailable}"
+    return "ready" if engine.unavailable is None else f"not available: {_why_not_here(engine)}"
+
+
+def _why_not_here(engine: DescribedEngine) -> str | None:
+    """And which commands make a place for it, where some do; None if it can run."""
+    from anyengine.environments.description import why_unavailable  # noqa: PLC0415 heavy for `--help`
+
+    return engine.broken or why_unavailable(engine)
 
 
 def _row(place: _Place) -> tuple[str, ...]:
@@ -103,27 +111,42 @@ def _row(place: _Place) -> tuple[str, ...]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What an engine makes of a checkpoint.
+
+    Attributes:
+        loads: ``yes``, ``no`` or ``not declared``, by what its plugin says, also where the engine cannot run.
+        ready: whether the engine can run in that place.
+        reason: why it does not load it, or cannot run.
+    """
+
+    place: _Place
+    loads: str
+    ready: bool
+    reason: str | None
+
+    @property
+    def runs(self) -> str:
+        return self.loads if self.loads == "no" or self.ready else "not here"
+
+    @property
+    def where(self) -> str:
+        return (self.place.environment or "here") if self.ready else "not here"
+
+
 def _for_model(output: Output, places: Sequence[_Place], model: str, revision: str | None) -> None:
-    """Which engines can run a checkpoint, by what they declare."""
+    """Which engines can run a checkpoint, by what they declare; those that are not installed as well."""
     from anyengine.hub import locate_config  # noqa: PLC0415 heavy for `--help`
-    from anyengine.quantization import read_stored, why_not  # noqa: PLC0415
-    from anyengine.quantization.support import gpu_capability  # noqa: PLC0415
+    from anyengine.quantization import read_stored  # noqa: PLC0415
 
     builtin = {name: folder for place in places for name, folder in _builtin(place).items()}
     folder, config = locate_config(model, revision, builtin)
     stored = read_stored(folder, config)
-    verdicts: list[tuple[_Place, str, str]] = []
-    for place in places:
-        engine = place.engine
-        reason = why_not(engine.checkpoints, folder, config, capability=gpu_capability)
-        if reason is None and engine.reason is not None:
-            verdicts.append((place, "not here", engine.reason))
-        elif reason is not None:
-            verdicts.append((place, "no", reason))
-        elif engine.checkpoints is None:
-            verdicts.append((place, "not declared", "its plugin does not say what it loads; a load tells"))
-        else:
-            verdicts.append((place, "yes", ""))
+    # Of an engine that runs somewhere, the places where it does not need no explanation.
+    ready = {place.engine.name for place in places if place.engine.reason is None}
+    shown = [place for place in places if place.engine.reason is None or place.engine.name not in ready]
+    verdicts = [_verdict(place, folder, config) for place in shown]
     if output.json:
         output.document(
             {
@@ -131,8 +154,14 @@ def _for_model(output: Output, places: Sequence[_Place], model: str, revision: s
                 "architecture": config.get("model_type"),
                 "quantization": stored,
                 "engines": [
-                    {"name": p.engine.name, "environment": p.environment, "runs": verdict, "reason": reason or None}
-                    for p, verdict, reason in verdicts
+                    {
+                        "name": each.place.engine.name,
+                        "environment": each.place.environment,
+                        "runs": each.runs,
+                        "loads": each.loads,
+                        "reason": each.reason,
+                    }
+                    for each in verdicts
                 ],
             }
         )
@@ -142,8 +171,23 @@ def _for_model(output: Output, places: Sequence[_Place], model: str, revision: s
         ("quantised", "no" if stored is None else str(stored)),
     ])  # fmt: skip
     output.text("")
-    rows = [(p.engine.name, verdict, p.environment or "here", reason) for p, verdict, reason in verdicts]
-    output.table(("ENGINE", "RUNS IT", "IN", "WHY NOT"), rows)
+    rows = [(each.place.engine.name, each.loads, each.where, each.reason or "") for each in verdicts]
+    output.table(("ENGINE", "LOADS IT", "RUNS IN", "WHY NOT"), rows)
+
+
+def _verdict(place: _Place, folder: Path, config: Mapping[str, Any]) -> _Verdict:
+    from anyengine.quantization import why_not  # noqa: PLC0415 heavy for `--help`
+    from anyengine.quantization.support import gpu_capability  # noqa: PLC0415
+
+    engine = place.engine
+    ready = engine.reason is None
+    reason = why_not(engine.checkpoints, folder, config, capability=gpu_capability)
+    if reason is not None:
+        return _Verdict(place, "no", ready, reason)
+    if engine.checkpoints is None:
+        silent = "its plugin does not say what it loads; a load tells"
+        return _Verdict(place, "not declared", ready, silent if ready else _why_not_here(engine))
+    return _Verdict(place, "yes", ready, _why_not_here(engine))
 
 
 def _builtin(place: _Place) -> dict[str, str]:
@@ -159,7 +203,7 @@ def _document(place: _Place) -> dict[str, Any]:
     document: dict[str, Any] = {
         "name": engine.name,
         "status": _status(engine).partition(":")[0],
-        "reason": engine.reason,
+        "reason": _why_not_here(engine),
         "package": engine.distribution,
         "environment": place.environment,
     }

@@ -88,8 +88,7 @@ def quantize(
             }
         )
     else:
-        output.text(str(made))
-        output.note(_cost(manifest))
+        _show(output, made, manifest, asked=oracle != "none")
 
 
 def _calibration(file: str | None, drawn: dict[str, Any]) -> Calibration | None:
@@ -101,10 +100,24 @@ def _calibration(file: str | None, drawn: dict[str, Any]) -> Calibration | None:
     return Calibration(file=file, **drawn)
 
 
-def _cost(manifest: Manifest) -> str:
-    if manifest.drift is None:
-        return f"its drift was not measured: {manifest.drift_unmeasured}"
-    return f"from the float model: {manifest.drift} (by {manifest.drift.oracle})"
+def _show(output: Output, folder: Path, manifest: Manifest, *, asked: bool) -> None:
+    """Where it is, and what it cost."""
+    drift = manifest.drift
+    if drift is None:
+        output.table(("CHECKPOINT", str(folder)), [("drift", f"not measured: {manifest.drift_unmeasured}")])
+        how = (
+            "name an engine that loads it and the float model, and scores texts, with --oracle; `anyengine engines "
+            f"--model {folder}` says which load it"
+        )
+        output.text(f"to measure it: {how if asked else 'leave --oracle none out'}")
+        return
+    rows = [
+        ("perplexity", f"{drift.perplexity_ratio:.4f} times the float model's"),
+        ("mean KL divergence", f"{drift.mean_kl:.4f} nats"),
+        ("top-1 agreement", f"{drift.top1_agreement:.1%} of {drift.tokens} positions"),
+        ("measured by", drift.oracle),
+    ]
+    output.table(("CHECKPOINT", str(folder)), rows)
 
 
 @contextmanager

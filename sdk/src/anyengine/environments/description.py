@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
 
 from anyengine.backend.base import EnvironmentVariant
 from anyengine.backend.checkpoints import CheckpointSupport
 
-__all__ = ["DescribedEngine", "EnvironmentDescription"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anyengine.backend.base import EngineDescription
+
+__all__ = ["DescribedEngine", "EnvironmentDescription", "how_to_make", "why_unavailable"]
 
 
 class DescribedEngine(Struct, frozen=True, kw_only=True):
@@ -73,3 +79,29 @@ class EnvironmentDescription(Struct, frozen=True, kw_only=True):
     def find(self, engine: str) -> DescribedEngine | None:
         """The engine of that name, if it is there."""
         return next((found for found in self.engines if found.name == engine), None)
+
+
+def how_to_make(engine: str, variants: Mapping[str, EnvironmentVariant], *, quantize: bool = False) -> str | None:
+    """Which commands make an environment for an engine on this platform; None where its plugin lists no packages.
+
+    Args:
+        engine: its name.
+        variants: what its plugin lists.
+        quantize: the toolchains that cannot share an environment with the engine, instead of the engine.
+    """
+    fitting = [
+        f"--variant {name}"
+        for name, variant in variants.items()
+        if variant.quantize is quantize and variant.platform in {None, sys.platform}
+    ]
+    if not fitting:
+        return None
+    others = " or ".join(f"`{option}`" for option in fitting[1:])
+    command = f"`anyengine env create {engine} {fitting[0]}`" + (f" (or {others})" if others else "")
+    return f"{command} makes an environment for it"
+
+
+def why_unavailable(about: DescribedEngine | EngineDescription) -> str | None:
+    """Why an engine cannot run where it was described, and what makes a place for it; None if it can."""
+    how = how_to_make(about.name, about.environments)
+    return f"{about.unavailable}; {how}" if about.unavailable and how else about.unavailable

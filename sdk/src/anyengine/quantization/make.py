@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from anyengine._concurrency import despite_cancellation
 from anyengine.backend import QuantizeJob, QuantizeReport
+from anyengine.environments.description import how_to_make, why_unavailable
 from anyengine.environments.steps import is_full
 from anyengine.errors import (
     ModelNotFound,
@@ -66,11 +67,10 @@ def check_scheme(description: EngineDescription, scheme: str, calibration: Calib
     """
     name, capabilities = description.name, description.capabilities
     if not capabilities.quantize:
-        made = [variant for variant, packages in description.environments.items() if packages.quantize]
-        hint = f": {description.unavailable}" if description.unavailable else ""
-        if made:
-            hint = f"; `anyengine env create {name} --variant {made[0]}` makes an environment for it"
-        raise UnsupportedCapability(f"{name} cannot quantize here{hint}", capability="quantize", engine=name)
+        # Its toolchain's environment, or, where both share one, the engine's.
+        hint = how_to_make(name, description.environments, quantize=True) or why_unavailable(description)
+        message = f"{name} cannot quantize here" + (f": {hint}" if hint else "")
+        raise UnsupportedCapability(message, capability="quantize", engine=name)
     if scheme not in capabilities.quantize:
         raise UnsupportedParameter(
             f"{name} has no quantization scheme {scheme!r}; it has {', '.join(sorted(capabilities.quantize))}",

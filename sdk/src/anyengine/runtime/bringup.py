@@ -37,7 +37,9 @@ async def bring_up(
 
     name = description.name
     if description.unavailable is not None and not description.attached(config):
-        raise EngineStartupError(f"{name} cannot run here: {description.unavailable}", engine=name)
+        from anyengine.environments.description import why_unavailable  # noqa: PLC0415 only a failure needs it
+
+        raise EngineStartupError(f"{name} cannot run here: {why_unavailable(description)}", engine=name)
     check_config(name, description.capabilities, config)
     wanted = config.model or description.default_model
     if wanted is None:

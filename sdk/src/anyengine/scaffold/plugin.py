@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
+from contextlib import suppress
 from importlib.metadata import distributions, entry_points, version
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from string import Template
 from typing import TYPE_CHECKING
 
-from anyengine.errors import InvalidConfig
+from anyengine.environments.sources import own_source
+from anyengine.errors import EnvironmentFailed, InvalidConfig
+from anyengine.testing import make_model_folder
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -45,9 +49,10 @@ def write_plugin(name: str, directory: Path | None = None) -> tuple[Path, list[s
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidConfig(f"directory: {folder} exists already and is not empty", field="directory")
     words = "".join(part.capitalize() for part in name.split("-"))
-    values = {"name": name, "module": f"anyengine_{name.replace('-', '_')}", "cls": words, "sdk": version("anyengine")}
+    module = f"anyengine_{name.replace('-', '_')}"
+    values = {"name": name, "module": module, "cls": words, "sdk": version("anyengine"), "install": _install()}
     # Folders that have other names here: one is only known now, and packagers leave folders of tests out.
-    places = {"PACKAGE": values["module"], "TESTS": "tests"}
+    places = {"PACKAGE": module, "TESTS": "tests"}
     written: list[str] = []
     for path, template in sorted(_templates(files("anyengine.scaffold") / "templates", PurePosixPath())):
         relative = "/".join(places.get(part, part) for part in path.parts).removesuffix(_ENDING)
@@ -55,7 +60,21 @@ def write_plugin(name: str, directory: Path | None = None) -> tuple[Path, list[s
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(Template(template.read_text(encoding="utf-8")).substitute(values), encoding="utf-8")
         written.append(relative)
-    return folder, written
+    model = make_model_folder(folder / "src" / module / "model")
+    written += [file.relative_to(folder).as_posix() for file in model.iterdir()]
+    return folder, sorted(written)
+
+
+def _install() -> str:
+    """How pip installs the written package beside copies of ours from where those here came from.
+
+    What is not here, or came from an index, is left to pip.
+    """
+    arguments: list[str] = []
+    for package in ("anyengine", "anyengine-reference", "anyengine-conformance"):
+        with suppress(InvalidConfig, EnvironmentFailed):
+            arguments += own_source(package)
+    return shlex.join(["pip", "install", *arguments, "-e", ".[dev]"])
 
 
 def _refuse_taken(name: str) -> None:
