@@ -23,6 +23,8 @@ T = TypeVar("T")
 _ABANDONED: list[asyncio.AbstractEventLoop] = []
 #: Seconds for what was cancelled to clean up.
 GRACE = 10.0
+#: The same where somebody waits for the end of everything.
+_HURRY = 5.0
 
 
 class Overran(Exception):
@@ -89,7 +91,7 @@ class Bench:
         Raises:
             Overran: it did not end in time, but did when it was cancelled.
             Hung: it did not end then either.
-            KeyboardInterrupt: came meanwhile; the coroutine was cancelled, and given time to clean up.
+            KeyboardInterrupt: came meanwhile. The coroutine was cancelled and has cleaned up, or its loop was given up.
         """
         ended = threading.Event()
         future = asyncio.run_coroutine_threadsafe(_limited(work, limit, ended), self._loop)
@@ -102,7 +104,8 @@ class Bench:
             raise Hung(f"gave no sign of life {self._grace:g} s after its limit of {limit:g} s") from None
         except KeyboardInterrupt:
             future.cancel()
-            ended.wait(self._grace)
+            if not ended.wait(_HURRY):
+                self._give_up()
             raise
 
     def _give_up(self) -> None:

@@ -174,7 +174,7 @@ class Runner:
         """Run them, grouped by variant, and report in the suite's order; if interrupted, of those that have ended."""
         order = in_order(checks)
         found: dict[str, Result] = {}
-        stopped = ""
+        stopped, abandoned = "", self._bench.abandoned
         try:
             for number, made in enumerate(order):
                 self._listener.began(made, number, len(order))
@@ -184,6 +184,8 @@ class Runner:
             under_way = next((f", in {made.id}" for made in order if made.id not in found), "")
             stopped = f"interrupted by {accepted(error)} after {len(found)} of {len(order)} checks{under_way}"
             self._closing = _HURRY
+            if self._bench.abandoned > abandoned:
+                self._drop(lost=True)
         results = [found[made.id] for made in checks if made.id in found]
         return self.report(results, complete=not stopped and len(checks) == len(all_checks()), stopped=stopped)
 
