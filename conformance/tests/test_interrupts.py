@@ -123,6 +123,10 @@ class Plugin(BrokenPlugin):
             await asyncio.Event().wait()
             yield
 
+def hangs():
+    Path("asked").touch()
+    time.sleep(3600)
+
 class Blocking(BrokenPlugin):
     inner = SimulatedPlugin()
 
@@ -160,6 +164,33 @@ def _wait_for(good: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def _started(folder: Path, place: str, *words: object) -> subprocess.Popen[str]:
+    (folder / "endless.py").write_text(ENDLESS)
+    (folder / "conformance.toml").write_text(f'[subject]\nengine = "mine"\nfactory = "{place}"\noracle = "none"\n')
+    command = [sys.executable, "-m", "anyengine", "conformance", "run", "--config", "conformance.toml"]
+    return subprocess.Popen(
+        [*command, *map(str, words)],
+        env=os.environ | {"PYTHONPATH": str(folder)},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_before_any_check_has_begun_there_is_nothing_to_report(tmp_path: Path):
+    process = _started(tmp_path, "endless:hangs", "--report", "r.json", *CHECKS)
+    try:
+        _wait_for((tmp_path / "asked").exists)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (143, "interrupted before any check had ended\n")
+    assert not (tmp_path / "r.json").exists()
+
+
 @pytest.mark.parametrize(
     ("place", "signum", "jobs", "code"),
     [
@@ -170,18 +201,8 @@ def _wait_for(good: Callable[[], bool]) -> None:
     ids=["one process", "two processes", "a blocked event loop"],
 )
 def test_the_command_writes_its_files_and_leaves_no_process(tmp_path: Path, place, signum, jobs: int, code: int):
-    (tmp_path / "endless.py").write_text(ENDLESS)
-    config, report, page = tmp_path / "conformance.toml", tmp_path / "r.json", tmp_path / "r.html"
-    config.write_text(f'[subject]\nengine = "mine"\nfactory = "{place}"\noracle = "none"\n')
-    words = ["--config", config, "--report", report, "--html", page, "--jobs", str(jobs)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "anyengine", "conformance", "run", *words, *CHECKS],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    report, page = tmp_path / "r.json", tmp_path / "r.html"
+    process = _started(tmp_path, place, "--report", report, "--html", page, "--jobs", str(jobs), *CHECKS)
     try:
         assert process.stdout is not None
         first = process.stdout.readline()  # of a check that has ended

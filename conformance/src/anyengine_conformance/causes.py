@@ -38,7 +38,7 @@ def by_cause(report: Report) -> list[Result]:
 
     def place(result: Result) -> tuple[bool, bool, float, bool]:
         if _said(result, (NOT_RUN, *DID_NOT_LOAD)):  # first the one that found out, which took longest
-            return False, False, -result.duration, False
+            return False, False, -round(result.duration), False
         return True, result.outcome != "failed", -likeness[result.id], result.tier != "core"
 
     return sorted(bad, key=place)
