@@ -89,7 +89,7 @@ def test_an_engine_that_never_sends_a_finish_is_waited_for_once_and_asked_once(m
     assert target.loads == 2
     assert len({result.reason for result in results[2:]}) == 1
     assert results[2].reason.startswith(
-        "not run: the engine does not answer: engine.stream('Once upon a time', max_tokens=4), on a fresh engine of "
+        "not run: the engine does not answer: a request for 4 tokens behind 'Once upon a time', on a fresh engine of "
         "the variant 'default', gave 4 of 4 tokens in 0.5 s, and did not end."
     )
 
@@ -100,7 +100,7 @@ def test_an_engine_that_dies_of_every_request_is_loaded_twice(make_runner, check
     assert {result.outcome for result in results} == {"error"}
     assert target.loads == 2
     assert results[0].reason.startswith("the engine is gone: EngineDied")
-    assert "max_tokens=4), on a fresh engine of the variant 'default', ended with EngineDied" in results[1].reason
+    assert "on a fresh engine of the variant 'default', ended with EngineDied" in results[1].reason
     assert results[1].log == "CUDA error: an illegal memory access"
 
 

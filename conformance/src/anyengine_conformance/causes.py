@@ -52,7 +52,7 @@ def told(ordered: Sequence[Result]) -> str:
         return "the engine did not load, so most checks could not run"
     if _said(ordered[0], (NOT_RUN,)):
         left = sum(_said(result, (NOT_RUN,)) for result in ordered)
-        return f"the engine does not answer, so {left} checks were not run"
+        return f"the engine does not answer, so {left} check{'s were' if left > 1 else ' was'} not run"
     first, others = ordered[0].id, {result.id for result in ordered[1:] if result.tier == "core"}
     most = max((len(trips & others) for trips in _trips().get(first, ())), default=0)
     if most <= len(others) / 2:

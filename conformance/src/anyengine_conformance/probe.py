@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from anyengine import AnyEngineError, EngineDied, EngineUnresponsive
+from anyengine import AnyEngineError, EngineDied, EngineUnresponsive, SamplingParams
 
 from anyengine_conformance.bench import Hung, Overran
 from anyengine_conformance.check import DEFAULT, OWN
@@ -42,8 +42,8 @@ class Silent(Exception):
     """
 
     def __init__(self, variant: str, seen: str, *, hung: bool = False, log: str = "") -> None:
-        call = f"engine.stream({_PROMPT!r}, max_tokens={_TOKENS})"
-        super().__init__(f"{NOT_RUN}: {call}, on a fresh engine of the variant {variant!r}, {seen}")
+        asked = f"a request for {_TOKENS} tokens behind {_PROMPT!r}, on a fresh engine of the variant {variant!r},"
+        super().__init__(f"{NOT_RUN}: {asked} {seen}")
         self.hung = hung
         self.log = log
 
@@ -117,6 +117,10 @@ class Probe:
 
 
 async def _answer(engine: Engine, came: list[int]) -> None:
-    async with engine.stream(_PROMPT, max_tokens=_TOKENS) as stream:
+    declared = engine.capabilities
+    # Nothing left to chance: a request that happens to end early may say less.
+    sampling = SamplingParams(temperature=0) if "temperature" in declared.sampling else SamplingParams()
+    unending = "ignore_eos" in declared.request
+    async with engine.stream(_PROMPT, sampling=sampling, max_tokens=_TOKENS, ignore_eos=unending) as stream:
         async for chunk in stream:
             came += chunk.token_ids
