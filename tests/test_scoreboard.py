@@ -81,7 +81,7 @@ def put(root: Path, name: str, content: Any) -> None:
     file.write_text(json.dumps(content))
 
 
-def conformance(root: Path, name: str, outcomes: dict[str, str], **subject: Any) -> None:
+def conformance(root: Path, name: str, outcomes: dict[str, str], *, stopped: str = "", **subject: Any) -> None:
     """A report with those outcomes."""
     results = [
         Result(
@@ -103,6 +103,7 @@ def conformance(root: Path, name: str, outcomes: dict[str, str], **subject: Any)
         subject=SubjectFacts(**facts),
         environment=Environment(platform="p", python="3", cpus=1, accelerators=[], packages={}, commit="c0ffee1"),
         results=results,
+        stopped=stopped,
     )
     (root / "results" / name).parent.mkdir(parents=True, exist_ok=True)
     write_report(signed(report), root / "results" / name)
@@ -117,6 +118,14 @@ def made(root: Path) -> tuple[str, str]:
 def test_the_committed_page_and_tables_follow_from_the_committed_reports():
     for file, text in make_scoreboard.make().items():
         assert file.read_text(encoding="utf-8") == text, "run: python tools/make_scoreboard.py"
+
+
+def test_a_report_of_an_interrupted_run_says_so(root: Path):
+    outcomes = {"streaming.terminal-is-last": "passed", "batching.no-cross-talk": "passed"}
+    conformance(root, "c.json", outcomes, stopped="interrupted by SIGINT")
+    page, readme = made(root)
+    assert "an interrupted run with 2 checks" in page
+    assert "of an interrupted run with 2 checks" in readme
 
 
 def test_without_reports_every_section_says_not_measured(root: Path):

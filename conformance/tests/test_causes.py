@@ -84,6 +84,17 @@ def test_one_bug_of_the_plugin_is_told_once_however_it_was_met(seen):
     assert "the same " in text
 
 
+def test_the_page_tells_what_many_checks_met_once_and_has_them_all():
+    lost = {"outcome": "error", "expected": "", "seen": "", "reason": "not run: the engine does not answer: 0 tokens"}
+    ids = ["streaming.texts-join", "tokens.usage-counts-them", "stopping.length-is-exact"]
+    page = render(_report(*(_result(name, duration=float(name == ids[1]), **lost) for name in ids)))
+    assert "the engine does not answer, so 3 checks were not run." in page
+    assert page.count("not run: the engine does not answer: 0 tokens") == 1
+    assert f'<article id="{ids[1]}">' in page  # which found out
+    assert "the same in 2 others" in page
+    assert all(f"<code>{name}</code>" in page for name in ids)
+
+
 def test_the_page_says_the_cause_too():
     fault = max(all_faults(), key=lambda made: len(made.also_fails))
     page = render(_tripping([fault.check, *fault.also_fails]))

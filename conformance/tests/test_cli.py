@@ -38,6 +38,13 @@ def test_a_run_ends_with_0_and_its_files_are_read_again(tmp_path: Path, cli):
     assert cli("diff", report, report).output == "every outcome is the same\n"
 
 
+def test_the_command_of_a_result_keeps_the_probe_off(cli):
+    result = cli("run", "reference", *ONE, "--no-probe", "--json")
+    assert json.loads(result.output)["results"][0]["command"] == (
+        "anyengine conformance run reference --no-probe --only streaming.terminal-is-last"
+    )
+
+
 def test_a_report_of_a_selection_is_no_badge(tmp_path: Path, cli):
     cli("run", "reference", *ONE, "--report", tmp_path / "r.json")
     result = cli("badge", tmp_path / "r.json")

@@ -162,6 +162,13 @@ def _place(report: Conformance) -> Place:
     return "CPU" if "cpu" in report.subject.device.lower() else "GPU"
 
 
+def _suite(report: Conformance) -> str:
+    checks = f"{len(report.results)} checks"
+    if report.stopped:
+        return f"an interrupted run with {checks}"
+    return checks if report.suite.complete else f"a selection of {checks}"
+
+
 def _device(report: Conformance, place: Place) -> str:
     """The GPU's name, without its driver; what a simulation says of its device says nothing."""
     names = dict.fromkeys(name.split(",")[0] for name in report.environment.accelerators)
@@ -179,7 +186,6 @@ def _row(file: File[Conformance]) -> Row:
     environment = str(subject.config.get("environment", "this"))
     machine = file.machine
     commit = report.environment.commit or (machine.commit if machine is not None else None)
-    checks = len(report.results)
     return Row(
         label=label(subject.engine, subject.config),
         place=place,
@@ -189,7 +195,7 @@ def _row(file: File[Conformance]) -> Row:
         dtype=subject.dtype or NOT_RECORDED,
         date=report.started[:10],
         commit=commit or NOT_RECORDED,
-        suite=f"{checks} checks" if report.suite.complete else f"a selection of {checks} checks",
+        suite=_suite(report),
         report=file.name,
         total=_cell(report.results, simulated=simulated),
         cells=[

@@ -23,8 +23,11 @@ def statement(report: Report) -> tuple[str, bool]:
     """What the badge says, and whether it is good news.
 
     Raises:
-        BadReport: the report is of a selection of checks, of a profile that does not repeat itself, or without oracle.
+        BadReport: the report is of a selection of checks, of a run that ended early, of a profile that does not repeat
+            itself, or without oracle.
     """
+    if report.stopped:
+        raise BadReport(f"a badge needs a report of a whole run; this one was {report.stopped}", field="stopped")
     if not report.suite.complete:
         raise BadReport("a badge needs a report of the whole suite; this one is of a selection", field="suite.complete")
     if report.suite.profile != "certify":

@@ -23,6 +23,8 @@ T = TypeVar("T")
 _ABANDONED: list[asyncio.AbstractEventLoop] = []
 #: Seconds for what was cancelled to clean up.
 GRACE = 10.0
+#: The same where somebody waits for the end of everything.
+_HURRY = 5.0
 
 
 class Overran(Exception):
@@ -89,8 +91,10 @@ class Bench:
         Raises:
             Overran: it did not end in time, but did when it was cancelled.
             Hung: it did not end then either.
+            KeyboardInterrupt: came meanwhile. The coroutine was cancelled and has cleaned up, or its loop was given up.
         """
-        future = asyncio.run_coroutine_threadsafe(_limited(work, limit), self._loop)
+        ended = threading.Event()
+        future = asyncio.run_coroutine_threadsafe(_limited(work, limit, ended), self._loop)
         try:
             return future.result(limit + self._grace)
         except concurrent.futures.TimeoutError:
@@ -98,6 +102,11 @@ class Bench:
                 raise
             self._give_up()
             raise Hung(f"gave no sign of life {self._grace:g} s after its limit of {limit:g} s") from None
+        except KeyboardInterrupt:
+            future.cancel()
+            if not ended.wait(_HURRY):
+                self._give_up()
+            raise
 
     def _give_up(self) -> None:
         """Leave the loop to its daemon thread, which ends it if it ever can, and go on with a new one."""
@@ -117,9 +126,14 @@ class Bench:
         thread.join(self._grace)
 
 
-async def _limited(work: Coroutine[Any, Any, T], limit: float) -> T:
+async def _limited(work: Coroutine[Any, Any, T], limit: float, ended: threading.Event) -> T:
     task = asyncio.ensure_future(work)
-    done, _ = await asyncio.wait([task], timeout=limit)
+    task.add_done_callback(lambda _: ended.set())
+    try:
+        done, _ = await asyncio.wait([task], timeout=limit)
+    except asyncio.CancelledError:  # which does not reach what is only waited for
+        task.cancel()
+        raise
     if not done:
         task.cancel()
         await asyncio.wait([task])

@@ -6,19 +6,25 @@ round it is a table of symptoms: of the checks that failed, the one whose fault 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from functools import cache
 from typing import TYPE_CHECKING
 
 from anyengine_conformance.broken import all_faults
+from anyengine_conformance.probe import NOT_RUN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anyengine_conformance.results import Report, Result
 
-__all__ = ["by_cause", "told"]
+__all__ = ["by_cause", "grouped", "told"]
 
+#: What a plugin did, wherever it shows: raised, or returned as an exception.
+_BUG = re.compile(r"PluginError(?: with field '[^']*')?(?:: |\(['\"])(.*?)(?:['\"]\)|$)")
+#: What differs between errors that are the same.
+_NUMBERS = re.compile(r"\d+|(?<=the variant )'[^']*'")
 #: How the reason of a check begins whose engine is the subject's own, without any change.
 DID_NOT_LOAD = ("the variant 'default' did not load", "loading the variant 'default'")
 
@@ -31,7 +37,9 @@ def by_cause(report: Report) -> list[Result]:
     likeness = {result.id: _likeness(result.id, core | {result.id}, ran) for result in bad}
 
     def place(result: Result) -> tuple[bool, bool, float, bool]:
-        return not _unloaded(result), result.outcome != "failed", -likeness[result.id], result.tier != "core"
+        if _said(result, (NOT_RUN, *DID_NOT_LOAD)):  # first the one that found out, which took longest
+            return False, False, -round(result.duration), False
+        return True, result.outcome != "failed", -likeness[result.id], result.tier != "core"
 
     return sorted(bad, key=place)
 
@@ -40,8 +48,11 @@ def told(ordered: Sequence[Result]) -> str:
     """How many of the failures the first one explains, in a sentence; empty where it explains none."""
     if not ordered:
         return ""
-    if _unloaded(ordered[0]):
+    if _said(ordered[0], DID_NOT_LOAD):
         return "the engine did not load, so most checks could not run"
+    if _said(ordered[0], (NOT_RUN,)):
+        left = sum(_said(result, (NOT_RUN,)) for result in ordered)
+        return f"the engine does not answer, so {left} check{'s were' if left > 1 else ' was'} not run"
     first, others = ordered[0].id, {result.id for result in ordered[1:] if result.tier == "core"}
     most = max((len(trips & others) for trips in _trips().get(first, ())), default=0)
     if most <= len(others) / 2:
@@ -51,8 +62,18 @@ def told(ordered: Sequence[Result]) -> str:
     )
 
 
-def _unloaded(result: Result) -> bool:
-    return result.outcome == "error" and result.reason.startswith(DID_NOT_LOAD)
+def grouped(ordered: Sequence[Result]) -> list[list[Result]]:
+    """Failures that ended in the same error, but for the numbers in it, are told once."""
+    groups: dict[str, list[Result]] = {}
+    for result in ordered:
+        bug = _BUG.search(result.seen or result.reason)
+        same = bug.group(1) if bug else result.seen if result.expected == "no error" else result.seen and result.id
+        groups.setdefault(_NUMBERS.sub("#", same or result.reason), []).append(result)
+    return list(groups.values())
+
+
+def _said(result: Result, beginnings: tuple[str, ...]) -> bool:
+    return result.outcome == "error" and result.reason.startswith(beginnings)
 
 
 def _likeness(check: str, failed: set[str], ran: set[str]) -> float:

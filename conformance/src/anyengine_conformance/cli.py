@@ -23,7 +23,10 @@ __all__ = ["conformance"]
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.group(epilog="Exit codes: 0 all as expected, 1 a check failed or something broke, 2 misuse, 130 interrupted.")
+@click.group(
+    epilog="Exit codes: 0 all as expected, 1 a check failed or something broke, 2 misuse, 130 interrupted, 143 ended "
+    "by SIGTERM."
+)
 def conformance() -> None:
     """Prove that an engine keeps the uniform API."""
 
@@ -78,12 +81,19 @@ def list_(output: Output, /, only: tuple[str, ...]) -> None:
     help="Processes at once, each with engines of its own.",
 )
 @click.option("--time-factor", type=click.FloatRange(min=0, min_open=True), help="Stretch every deadline by this.")
+@click.option(
+    "--probe/--no-probe",
+    default=True,
+    show_default=True,
+    help="Once an engine hung or died in a check, see whether it answers at all; if not, run nothing more on it.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Every check with its reason.")
 @common_options
 @click.pass_obj
 def run(output: Output, /, engine: str | None, only: tuple[str, ...], **options: Any) -> None:
     """Run the suite against ENGINE, or against what --config names."""
-    from anyengine_conformance.progress import summary  # noqa: PLC0415 heavy for `--help`
+    from anyengine_conformance.interrupts import Interrupts  # noqa: PLC0415 heavy for `--help`
+    from anyengine_conformance.progress import summary  # noqa: PLC0415
     from anyengine_conformance.runner import select  # noqa: PLC0415
 
     if options["seed"] is not None and options["profile"] == "certify":
@@ -92,17 +102,23 @@ def run(output: Output, /, engine: str | None, only: tuple[str, ...], **options:
     expected = _expected(settings, options["xfails"])
     checks = select(only)
     base = _repeat(engine, options)
-    if options["jobs"] > 1:
-        report = _parallel(output, checks, base, options)
-    else:
-        report = _alone(output, settings, expected, checks, base, options)
-    _write(report, options["report_file"], options["html_file"])
+    with Interrupts() as interrupts:
+        try:
+            if options["jobs"] > 1:
+                report = _parallel(output, checks, base, options)
+            else:
+                report = _alone(output, settings, expected, checks, base, options)
+        except KeyboardInterrupt as error:  # before there was anything to report
+            click.echo("interrupted before any check had ended", err=True)
+            raise Exit(interrupts.exit_code) from error
+        interrupts.accepted = True  # all that is left is to write it down
+        _write(report, options["report_file"], options["html_file"])
     if output.json:
         output.document(report)
     else:
         output.text("\n" + summary(report))
     if not report.good:
-        raise Exit(1)
+        raise Exit(interrupts.exit_code or 1)
 
 
 def _alone(
@@ -129,6 +145,7 @@ def _alone(
             expected={name: entry for name, entry in expected.items() if name in {made.id for made in checks}},
             listener=progress,
             base=base,
+            probe=options["probe"],
         )
         try:
             runner.open()
@@ -187,6 +204,7 @@ def _repeat(engine: str | None, options: dict[str, Any]) -> list[str]:
             words += [f"--{name.replace('_', '-')}", str(options[name])]
     for key, value in options["assignments"]:
         words += ["-o", f"{key}={value}"]
+    words += [] if options["probe"] else ["--no-probe"]
     return words + (["--profile", "explore"] if options["profile"] == "explore" else [])
 
 

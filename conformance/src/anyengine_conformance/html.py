@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from anyengine_conformance.causes import by_cause, told
+from anyengine_conformance.causes import by_cause, grouped, told
 from anyengine_conformance.check import family_title
 from anyengine_conformance.oracle import NO_ORACLE
 from anyengine_conformance.results import OUTCOMES
@@ -31,7 +31,7 @@ def render(report: Report) -> str:
         report=report,
         outcomes=OUTCOMES,
         counts=report.counts(),
-        bad=bad,
+        bad=grouped(bad),
         cause=told(bad),
         exact=report.suite.oracle != NO_ORACLE,
         families=[

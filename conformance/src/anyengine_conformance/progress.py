@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
-from anyengine_conformance.causes import by_cause, told
+from anyengine_conformance.causes import by_cause, grouped, told
 from anyengine_conformance.oracle import NO_ORACLE
 from anyengine_conformance.results import OUTCOMES
 from anyengine_conformance.runner import Listener
@@ -19,10 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["COLOURS", "Progress", "details", "summary"]
 
-#: What a plugin did, wherever it shows: raised, or returned as an exception.
-_BUG = re.compile(r"PluginError(?: with field '[^']*')?(?:: |\(['\"])(.*?)(?:['\"]\)|$)")
-#: What differs between errors that are the same.
-_NUMBERS = re.compile(r"\d+|(?<=the variant )'[^']*'")
+#: Checks that met the same error are named up to so many; the report has them all.
+_NAMED = 12
 COLOURS = {
     "passed": "green",
     "failed": "red",
@@ -42,6 +39,7 @@ class Progress(Listener):
 
         self._capture = capture
         self._verbose = verbose
+        self._told = ""
         self._console = Console(file=stream, highlight=False, soft_wrap=True)
         self._live: Any = None
         self._task: Any = None
@@ -67,6 +65,10 @@ class Progress(Listener):
     def ended(self, result: Result) -> None:
         if not (self._verbose or not result.good or (self._live is None and result.outcome != "unsupported")):
             return
+        again = result.outcome == "error" and result.reason == self._told  # it did not load, or does not answer
+        self._told = result.reason
+        if again and not self._verbose:
+            return
         from rich.text import Text  # noqa: PLC0415 heavy for `--help`
 
         line = Text.assemble(
@@ -89,30 +91,24 @@ class Progress(Listener):
 def summary(report: Report) -> str:
     """The end of a run: what went wrong with what to do about it, causes before consequences, and then the counts."""
     bad = by_cause(report)
-    parts = ["\n".join(details(group[0]) + _alike(group[1:])) for group in _groups(bad)]
+    parts = ["\n".join(details(group[0]) + _alike(group[1:])) for group in grouped(bad)]
     if note := told(bad):
         parts.insert(0, note)
     counts = ", ".join(f"{number} {OUTCOMES[outcome][0]}" for outcome, number in report.counts().items())
     subject = " ".join(filter(None, (report.subject.engine, report.subject.engine_version)))
     subject += " (simulated)" if report.subject.simulated else ""
     verdict = "as expected" if report.good else "NOT as it should be"
+    verdict = f"NOT FINISHED, {report.stopped}" if report.stopped else verdict
     exact = "; nothing was compared with exact scores" if report.suite.oracle == NO_ORACLE else ""
     parts.append(f"{subject}: {verdict}: {counts or 'nothing ran'}; {report.duration:.1f} s{exact}")
     return "\n\n".join(parts)
 
 
-def _groups(bad: list[Result]) -> list[list[Result]]:
-    """Failures that ended in the same error, but for the numbers in it, are told once."""
-    groups: dict[str, list[Result]] = {}
-    for result in bad:
-        bug = _BUG.search(result.seen or result.reason)
-        same = bug.group(1) if bug else result.seen if result.expected == "no error" else result.seen and result.id
-        groups.setdefault(_NUMBERS.sub("#", same or result.reason), []).append(result)
-    return list(groups.values())
-
-
 def _alike(others: list[Result]) -> list[str]:
-    return [f"  {'the same':<9}{', '.join(result.id for result in others)}"] if others else []
+    if not others:
+        return []
+    more = f", and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+    return [f"  {'the same':<9}{', '.join(result.id for result in others[:_NAMED])}{more}"]
 
 
 def details(result: Result) -> list[str]:

@@ -75,7 +75,7 @@ class Suite(Struct, kw_only=True):
         version: of the distribution.
         profile: ``certify`` or ``explore``.
         seed: that all others come from.
-        complete: whether every check of the suite was asked for.
+        complete: whether every check of the suite was asked for, and has its result.
         oracle: engine that exact scores come from.
     """
 
@@ -147,6 +147,7 @@ class Report(Struct, kw_only=True):
         subject: which engine.
         environment: where.
         results: one a check, in the suite's order.
+        stopped: why the run ended before all its checks had, in words; the others have no result. Empty if it did not.
         checksum: of everything else; a report that was edited does not fit it.
     """
 
@@ -157,6 +158,7 @@ class Report(Struct, kw_only=True):
     subject: SubjectFacts
     environment: Environment
     results: list[Result]
+    stopped: str = ""
     checksum: str = ""
 
     def counts(self) -> dict[Outcome, int]:
@@ -166,5 +168,5 @@ class Report(Struct, kw_only=True):
 
     @property
     def good(self) -> bool:
-        """Whether everything was as expected, and anything ran at all."""
-        return bool(self.results) and all(result.good for result in self.results)
+        """Whether everything was as expected, and all that was asked for ran, and anything at all."""
+        return bool(self.results) and not self.stopped and all(result.good for result in self.results)

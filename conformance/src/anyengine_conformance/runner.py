@@ -15,7 +15,9 @@ from anyengine import AnyEngineError, EngineConfig, EngineDied, EngineUnresponsi
 from anyengine_conformance import environment
 from anyengine_conformance.bench import Bench, Hung, Overran
 from anyengine_conformance.check import OWN, all_checks, variants
+from anyengine_conformance.interrupts import accepted
 from anyengine_conformance.oracle import NO_ORACLE, EngineOracle, OracleFailed
+from anyengine_conformance.probe import Probe, Silent
 from anyengine_conformance.report import signed
 from anyengine_conformance.results import Report, Result, SubjectFacts, Suite
 from anyengine_conformance.session import Session, Verdict
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Listener", "Runner", "in_order", "select"]
 
-#: Seconds for closing an engine.
-_CLOSING = 60.0
+#: Seconds for closing an engine; and if somebody waits for the end.
+_CLOSING, _HURRY = 60.0, 5.0
 
 
 class Listener:
@@ -90,6 +92,8 @@ class Runner:
         expected: failures that are expected, by id.
         listener: hears what happens.
         base: the command line that the command of a result begins with.
+        probe: whether a check that lost its engine (it hung, or died) makes the next one ask first whether another
+            answers at all; where it does not, nothing more is run on it. Else every check waits for its own deadline.
     """
 
     def __init__(
@@ -103,6 +107,7 @@ class Runner:
         listener: Listener | None = None,
         base: Sequence[str] = (),
         bench: Bench | None = None,
+        probe: bool = True,
     ) -> None:
         self.settings = settings
         self.profile = profile
@@ -112,8 +117,10 @@ class Runner:
         self._base = list(base) or ["anyengine", "conformance", "run", settings.engine]
         self._bench = bench or Bench()
         self._garage = Garage(target or target_of(settings), settings)
+        self._probe = Probe(self._garage, self._bench, enabled=probe)
         self._session = Session(self._garage, self._open_oracle, profile, self.seed)
         self._oracle: Oracle | OracleFailed | None = None
+        self._closing = _CLOSING
         self._facts = SubjectFacts(
             engine=settings.engine, model=settings.config.get("model"), simulated=settings.simulated
         )
@@ -164,17 +171,26 @@ class Runner:
             return None  # it has no place to run: the first load says so, and why
 
     def run(self, checks: Sequence[Check]) -> Report:
-        """Run them, grouped by variant, and report in the suite's order."""
+        """Run them, grouped by variant, and report in the suite's order; if interrupted, of those that have ended."""
         order = in_order(checks)
         found: dict[str, Result] = {}
-        for number, made in enumerate(order):
-            self._listener.began(made, number, len(order))
-            found[made.id] = self.run_check(made)
-            self._listener.ended(found[made.id])
-        return self.report([found[made.id] for made in checks], complete=len(checks) == len(all_checks()))
+        stopped, abandoned = "", self._bench.abandoned
+        try:
+            for number, made in enumerate(order):
+                self._listener.began(made, number, len(order))
+                found[made.id] = self.run_check(made)
+                self._listener.ended(found[made.id])
+        except KeyboardInterrupt as error:
+            under_way = next((f", in {made.id}" for made in order if made.id not in found), "")
+            stopped = f"interrupted by {accepted(error)} after {len(found)} of {len(order)} checks{under_way}"
+            self._closing = _HURRY
+            if self._bench.abandoned > abandoned:
+                self._drop(lost=True)
+        results = [found[made.id] for made in checks if made.id in found]
+        return self.report(results, complete=not stopped and len(checks) == len(all_checks()), stopped=stopped)
 
-    def report(self, results: list[Result], *, complete: bool) -> Report:
-        """Put results together."""
+    def report(self, results: list[Result], *, complete: bool, stopped: str = "") -> Report:
+        """Put results together; see :class:`~anyengine_conformance.results.Report` for what is not one."""
         return signed(
             Report(
                 started=self._started.isoformat(timespec="seconds"),
@@ -189,13 +205,14 @@ class Runner:
                 subject=self._facts,
                 environment=environment.gather(self.settings.engine),
                 results=results,
+                stopped=stopped,
             )
         )
 
     def close(self) -> None:
         """Close the engine and the oracle."""
         with suppress(Overran, Hung, Exception):
-            self._bench.run(self._release(), _CLOSING)
+            self._bench.run(self._release(), self._closing)
         self._bench.close()
 
     async def _release(self) -> None:
@@ -247,8 +264,9 @@ class Runner:
             _against(result, entry)
         return result
 
-    def _verdict(self, made: Check) -> Verdict:
+    def _verdict(self, made: Check) -> Verdict:  # noqa: PLR0911 one for each way to end
         try:
+            self._probe.spare(made.variant)
             engine = None
             if made.variant != OWN:
                 plan = self._bench.run(self._session.plan(made), self.settings.load_timeout)
@@ -256,18 +274,24 @@ class Runner:
                     return plan
                 engine = plan
                 self._learn(engine)
+            self._probe.ask(made.variant, engine)
             return self._bench.run(self._session.judge(made, engine), made.deadline * self.settings.time_factor)
         except (LoadFailed, OracleFailed) as error:
             return Verdict("error", reason=str(error))
+        except Silent as silent:
+            self._drop(lost=silent.hung)
+            return Verdict("error", reason=str(silent), log=silent.log)
         except (Overran, Hung) as error:
             loading = made.variant != OWN and not self._garage.holds(made.variant)
             if loading:
                 self._garage.failed(made.variant, error)
             verdict = self._session.late(made, error, loading=loading)
             self._drop(lost=isinstance(error, Hung))
+            self._probe.doubt()
             return verdict
         except (EngineDied, EngineUnresponsive) as error:
             self._drop(lost=False)
+            self._probe.doubt()
             reason = f"the engine is gone: {type(error).__name__}: {error}"
             lines = error.log_tail if isinstance(error, EngineDied) else ()
             return Verdict("error", reason=reason, log="\n".join(lines))
@@ -292,7 +316,7 @@ class Runner:
             self._oracle = None  # it lived on the same loop
         elif engine is not None:
             with suppress(Overran, Hung, Exception):
-                self._bench.run(engine.close(), _CLOSING)
+                self._bench.run(engine.close(), self._closing)
 
 
 def _plain(value: object) -> Any:

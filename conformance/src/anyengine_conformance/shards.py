@@ -18,6 +18,7 @@ from anyengine import AnyEngineError
 from msgspec.structs import replace
 
 from anyengine_conformance.check import DEFAULT, OWN, all_checks
+from anyengine_conformance.interrupts import accepted
 from anyengine_conformance.report import read_report, signed
 from anyengine_conformance.results import OUTCOMES
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ShardFailed", "merged", "run_shards", "split"]
 
+#: Seconds for a process that was told to end; it gives up an engine that does not close in half of that.
+_CLOSING = 60.0
 #: A load takes about as long as so many checks.
 _LOAD = 12
 
@@ -57,8 +60,13 @@ def split(checks: Sequence[Check], jobs: int) -> list[list[Check]]:
     return [shard for shard in shards if shard]
 
 
-def merged(reports: Sequence[Report], duration: float) -> Report:
+def merged(reports: Sequence[Report], duration: float, *, stopped: str = "") -> Report:
     """One report of several that are about the same engine, in the suite's order.
+
+    Args:
+        reports: at least one.
+        duration: seconds.
+        stopped: why the run ended early; without it what the reports say.
 
     Raises:
         ShardFailed: they are not of the same run, or have a check twice.
@@ -71,13 +79,15 @@ def merged(reports: Sequence[Report], duration: float) -> Report:
     for report in reports:
         if replace(report.suite, complete=False) != replace(first.suite, complete=False):
             raise ShardFailed(f"the reports to merge are of different suites: {report.suite} and {first.suite}")
+    stopped = stopped or next((report.stopped for report in reports if report.stopped), "")
     known = next((report.subject for report in reports if report.subject.capabilities is not None), first.subject)
     return signed(
         replace(
             first,
             started=min(report.started for report in reports),
             duration=round(duration, 3),
-            suite=replace(first.suite, complete=len(results) == len(every)),
+            suite=replace(first.suite, complete=not stopped and len(results) == len(every)),
+            stopped=stopped,
             subject=known,
             results=[results[name] for name in every if name in results],
         )
@@ -95,6 +105,7 @@ def run_shards(base: Sequence[str], checks: Sequence[Check], jobs: int, say: Cal
 
     Raises:
         ShardFailed: a process ended without a report; says its last lines.
+        KeyboardInterrupt: before any check had ended.
     """
     began = time.monotonic()
     with TemporaryDirectory(prefix="anyengine-conformance-") as folder:
@@ -102,12 +113,28 @@ def run_shards(base: Sequence[str], checks: Sequence[Check], jobs: int, say: Cal
             _Shard(base, shard, Path(folder) / f"{number}.json", say)
             for number, shard in enumerate(split(checks, jobs))
         ]
+        stopped = ""
         try:
             reports = [shard.report() for shard in shards]
+        except KeyboardInterrupt as error:
+            name = accepted(error)
+            _end(shards)
+            reports = [shard.report() for shard in shards if shard.reported]
+            if not reports:
+                raise
+            ended = sum(len(report.results) for report in reports)
+            stopped = f"interrupted by {name} after {ended} of {len(checks)} checks"
         finally:
-            for shard in shards:
-                shard.end()
-        return merged(reports, time.monotonic() - began)
+            _end(shards)
+        return merged(reports, time.monotonic() - began, stopped=stopped)
+
+
+def _end(shards: Sequence[_Shard]) -> None:
+    """End them all at once, then wait for each."""
+    for shard in shards:
+        shard.terminate()
+    for shard in shards:
+        shard.end()
 
 
 class _Shard:
@@ -120,7 +147,13 @@ class _Shard:
         self._say = say
         self._tail: deque[str] = deque(maxlen=20)
         self._process = subprocess.Popen(  # noqa: S603 this very program
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, bufsize=1
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            bufsize=1,
+            process_group=0,  # a terminal's Ctrl-C is for the one that waits for all of them
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -139,12 +172,21 @@ class _Shard:
             raise ShardFailed(f"a process of the run ended with status {status} and no report:\n{''.join(self._tail)}")
         return read_report(self._file)
 
-    def end(self) -> None:
-        """Interrupt it as a person would, so that it closes its engine."""
+    @property
+    def reported(self) -> bool:
+        """Whether it has written its report, if only of the checks that had ended."""
+        return self._file.exists()
+
+    def terminate(self) -> None:
+        """Interrupt it as a person would, so that it closes its engine and writes its report."""
         if self._process.poll() is None:
             self._process.terminate()
+
+    def end(self) -> None:
+        """Wait for it, after :meth:`terminate`, as long as an engine needs to be closed."""
+        if self._process.poll() is None:
             try:
-                self._process.wait(30)
+                self._process.wait(_CLOSING)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
