@@ -5,8 +5,11 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
+import anyio
 from anyengine import AnyEngineError, Engine
 from msgspec.structs import replace
+
+from anyengine_conformance.rounding import measured_gap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,6 +55,18 @@ class Oracle(Protocol):
         """
         ...
 
+    async def gap(self, dtype: str | None, texts: Sequence[Sequence[int]]) -> float | None:
+        """The near-tie gap of a data type for this model: see :mod:`anyengine_conformance.rounding`.
+
+        Args:
+            dtype: of the engine under test.
+            texts: token ids that it is measured on, when it is first asked for.
+
+        Returns:
+            Nats; None where the oracle does not compute in that data type.
+        """
+        ...
+
     async def close(self) -> None:
         """Release it."""
         ...
@@ -64,6 +79,8 @@ class EngineOracle:
         self.name = name
         self._engine = engine
         self._stack = stack
+        self._gaps: dict[str, float] = {}
+        self._measuring = anyio.Lock()
 
     @classmethod
     async def load(cls, name: str, model: str, config: Mapping[str, Any] | None = None) -> EngineOracle:
@@ -90,6 +107,20 @@ class EngineOracle:
             return await self._engine.score(list(token_ids), logprobs=logprobs)
         except AnyEngineError as error:
             raise OracleFailed(self.name, error) from error
+
+    async def gap(self, dtype: str | None, texts: Sequence[Sequence[int]]) -> float | None:
+        if dtype is None or dtype == self._engine.info.dtype or dtype not in self._engine.capabilities.dtypes:
+            return None
+        async with self._measuring:  # answers are judged side by side
+            if dtype not in self._gaps:
+                config = self._engine.config.model_copy(update={"dtype": dtype})
+                try:
+                    async with Engine.load(_plugin(self.name), config=config) as engine, AsyncExitStack() as nothing:
+                        coarse = EngineOracle(self.name, engine, nothing)
+                        self._gaps[dtype] = await measured_gap(self, coarse, texts)
+                except AnyEngineError as error:
+                    raise OracleFailed(self.name, error) from error
+        return self._gaps[dtype]
 
     async def close(self) -> None:
         await self._stack.aclose()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from anyengine_conformance.statistics import confirmed, multinomial_p
@@ -103,6 +104,15 @@ def robust(
 ) -> bool:
     """Whether the support is the same however the data type rounds."""
     wanted = support(logprobs)
+    highest = max(logprobs, key=logprobs.__getitem__)
+    # The worst that rounding can do moves each of these as a whole: the best token, the others that are kept, the rest.
+    for best, kept, rest in product((-gap / 2, gap / 2), repeat=3):
+        moved = {
+            token: value + (best if token == highest else kept if token in wanted else rest)
+            for token, value in logprobs.items()
+        }
+        if support(moved) != wanted:
+            return False
     generator = random.Random(t.seed)  # noqa: S311 nothing secret
     for _ in range(_TRIALS):
         moved = {token: value + generator.uniform(-gap / 2, gap / 2) for token, value in logprobs.items()}
