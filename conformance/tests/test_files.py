@@ -16,7 +16,7 @@ from anyengine_conformance.progress import summary
 from anyengine_conformance.report import BadReport, read_report, signed, write_report
 from anyengine_conformance.results import Report
 from anyengine_conformance.settings import ExpectedFailure, Settings, read_expected_failures, read_settings
-from anyengine_conformance.violation import without_places
+from anyengine_conformance.violation import logged, without_places
 from msgspec.structs import replace
 
 ENTRY = 'id = "streaming.terminal-is-last"\nreason = "r"\nlink = "l"\n'
@@ -196,3 +196,6 @@ def test_reports_name_no_places_of_a_machine():
     call = "Engine.load(model='/home/me/small', lora={'a': '/tmp/x1/first'}) engine.generate('and/or /a/b')"
     told = "Engine.load(model='…/small', lora={'a': '…/first'}) engine.generate('and/or /a/b')"
     assert without_places(call) == told
+    log = "its last words: /tmp/env/mine/bin/python3: No module named 'x'; see https://example.invalid/a/b, and/or '/a/b c'"
+    short = "its last words: …/python3: No module named 'x'; see https://example.invalid/a/b, and/or '…/b c'"
+    assert logged(log) == short

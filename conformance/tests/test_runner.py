@@ -1,6 +1,7 @@
 """Whatever an engine or a check does becomes one result, and the run goes on."""
 
 import asyncio
+import dataclasses
 import time
 
 import pytest
@@ -184,6 +185,15 @@ def test_expected_failures_are_strict(make_runner, make_check, function, outcome
     result = make_runner(expected=EXPECTED).run_check(make_check(function))
     assert (result.outcome, result.good, result.expectation) == (outcome, fine, "fail")
     assert "https://x.invalid/1" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("model", "outcome"), [("somewhere/mine", "xfailed"), ("mine", "xfailed"), ("other", "failed")]
+)
+def test_an_expected_failure_may_be_of_one_model(make_runner, make_check, model, outcome):
+    expected = {"tests.made": dataclasses.replace(EXPECTED["tests.made"], model="mine")}
+    settings = Settings(engine="simulated", oracle="simulated", model=model)
+    assert make_runner(settings=settings, expected=expected).run_check(make_check(bad)).outcome == outcome
 
 
 def test_an_expected_failure_of_something_unsupported_is_unmatched(make_runner, make_check):

@@ -22,7 +22,7 @@ from anyengine_conformance.report import signed
 from anyengine_conformance.results import Report, Result, SubjectFacts, Suite
 from anyengine_conformance.session import Session, Verdict
 from anyengine_conformance.subject import Garage, LoadFailed, Target, target_of
-from anyengine_conformance.violation import NotApplicable
+from anyengine_conformance.violation import NotApplicable, logged
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -112,7 +112,9 @@ class Runner:
         self.settings = settings
         self.profile = profile
         self.seed = 0 if profile == "certify" else time.time_ns() % 2**31 if seed is None else seed
-        self._expected = expected or {}
+        model = settings.config.get("model")
+        about = {name: entry for name, entry in (expected or {}).items() if entry.is_about(model)}
+        self._expected: Mapping[str, ExpectedFailure] = about
         self._listener = listener or Listener()
         self._base = list(base) or ["anyengine", "conformance", "run", settings.engine]
         self._bench = bench or Bench()
@@ -248,7 +250,7 @@ class Runner:
             variant=made.variant,
             outcome=verdict.outcome,
             expectation=verdict.expectation,
-            reason=verdict.reason,
+            reason=logged(verdict.reason),
             duration=round(time.monotonic() - started, 3),
             seed=verdict.seed,
             command=shlex.join([*self._base, "--only", made.id]),
@@ -259,7 +261,7 @@ class Runner:
             result.advice, result.example = violation.advice or made.advice, violation.example
         log = self._listener.written()
         if not result.good:
-            result.log = "\n".join(filter(None, (verdict.log, log)))
+            result.log = logged("\n".join(filter(None, (verdict.log, log))))
         if entry is not None:
             _against(result, entry)
         return result

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import tomllib
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, cast
 
 from anyengine import EngineConfig, InvalidConfig
@@ -33,7 +34,7 @@ _SUBJECT = {
     "xfails": str,
     "simulated": bool,
 }
-_ENTRY = {"id": str, "reason": str, "link": str, "until": dt.date, "until_version": str}
+_ENTRY = {"id": str, "reason": str, "link": str, "until": dt.date, "until_version": str, "model": str}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,7 @@ class ExpectedFailure:
         link: the engine's own issue, or its source line.
         until: the day from which the entry is an error.
         until_version: the engine's version from which it is one.
+        model: the last part of the only checkpoint that it is about; None for any.
     """
 
     id: str
@@ -84,6 +86,11 @@ class ExpectedFailure:
     link: str
     until: dt.date | None = None
     until_version: str | None = None
+    model: str | None = None
+
+    def is_about(self, model: str | None) -> bool:
+        """Whether it holds for a run on that checkpoint, a folder or a hub id."""
+        return self.model is None or (model is not None and PurePath(model).name == self.model)
 
     def expired(self, today: dt.date, engine_version: str | None) -> str | None:
         """Why the entry no longer holds; None while it does."""
@@ -192,7 +199,7 @@ class _AnyKeys(dict[str, type]):
 
 
 def read_expected_failures(file: Path) -> dict[str, ExpectedFailure]:
-    """Read an ``xfails.toml``: ``[[xfail]]`` tables with id, reason, link, and until or until_version.
+    """Read an ``xfails.toml``: ``[[xfail]]`` tables with id, reason, link, until or until_version, and perhaps model.
 
     Raises:
         InvalidConfig: names the file, the entry and what is allowed.

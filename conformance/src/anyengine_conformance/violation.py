@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import reprlib
 
-__all__ = ["NotApplicable", "Violation", "shown", "without_places"]
+__all__ = ["NotApplicable", "Violation", "logged", "shown", "without_places"]
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 300
@@ -14,11 +14,18 @@ _REPR.maxlevel = 5
 
 #: All but the last part of an absolute path in quotes.
 _PLACE = re.compile(r"""(?<=['"])/(?:[^'"/\n]+/)+(?=[^'"/\n]+['"])""")
+#: The same of one without quotes, as in a program's last words; not within an address.
+_BARE_PLACE = re.compile(r"""(?<![\w:/.'"…])/(?:[^\s'"/:;,()]+/)+(?=[^\s'"/])""")
 
 
 def without_places(call: str) -> str:
     """A call as a report tells it: of its paths the last part, for reports are shown to others."""
     return _PLACE.sub("…/", call)
+
+
+def logged(words: str) -> str:
+    """The same of an error or a log, where paths stand without quotes as well."""
+    return _BARE_PLACE.sub("…/", without_places(words))
 
 
 def shown(value: object) -> str:
