@@ -196,6 +196,6 @@ def test_reports_name_no_places_of_a_machine():
     call = "Engine.load(model='/home/me/small', lora={'a': '/tmp/x1/first'}) engine.generate('and/or /a/b')"
     told = "Engine.load(model='…/small', lora={'a': '…/first'}) engine.generate('and/or /a/b')"
     assert without_places(call) == told
-    log = "its last words: /tmp/env/mine/bin/python3: No module named 'x'; see https://example.invalid/a/b, and/or '/a/b c'"
-    short = "its last words: …/python3: No module named 'x'; see https://example.invalid/a/b, and/or '…/b c'"
+    log = "its last words: /tmp/env/mine/bin/python3: No module named 'x'; https://example.invalid/a, and/or '/a/b c'"
+    short = "its last words: …/python3: No module named 'x'; https://example.invalid/a, and/or '…/b c'"
     assert logged(log) == short

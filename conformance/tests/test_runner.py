@@ -192,7 +192,7 @@ def test_expected_failures_are_strict(make_runner, make_check, function, outcome
 )
 def test_an_expected_failure_may_be_of_one_model(make_runner, make_check, model, outcome):
     expected = {"tests.made": dataclasses.replace(EXPECTED["tests.made"], model="mine")}
-    settings = Settings(engine="simulated", oracle="simulated", model=model)
+    settings = Settings(engine="simulated", oracle="simulated", config={"model": model})
     assert make_runner(settings=settings, expected=expected).run_check(make_check(bad)).outcome == outcome
 
 
