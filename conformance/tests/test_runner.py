@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import time
-from pathlib import Path
 
 import pytest
 from anyengine import Capabilities, EngineDied, InvalidConfig, InvalidRequest
@@ -16,7 +15,7 @@ from anyengine_conformance.html import render
 from anyengine_conformance.progress import summary
 from anyengine_conformance.report import BadReport
 from anyengine_conformance.settings import ExpectedFailure, Settings
-from anyengine_conformance.simulated import SimulatedPlugin
+from anyengine_conformance.simulated import SimulatedPlugin, simulated_folder
 from anyengine_conformance.subject import PluginTarget
 from msgspec.structs import replace
 
@@ -176,7 +175,6 @@ def test_what_the_model_lacks_is_not_run(make_runner, make_check):
     assert (result.outcome, result.reason, result.good) == ("not-run", "the model has no chat template", True)
 
 
-STORYTELLER = Path(__file__).parents[2] / "plugins/reference/src/anyengine_reference/models/storyteller"
 EXPECTED = {
     "tests.made": ExpectedFailure(id="tests.made", reason="a bug", link="https://x.invalid/1", until_version="2")
 }
@@ -191,7 +189,7 @@ def test_expected_failures_are_strict(make_runner, make_check, function, outcome
 
 @pytest.mark.parametrize(("folder", "outcome"), [("mine", "xfailed"), ("other", "failed")])
 def test_an_expected_failure_may_be_of_one_model(make_runner, make_check, tmp_path, folder, outcome):
-    (tmp_path / folder).symlink_to(STORYTELLER, target_is_directory=True)
+    (tmp_path / folder).symlink_to(simulated_folder(), target_is_directory=True)
     expected = {"tests.made": dataclasses.replace(EXPECTED["tests.made"], model="mine")}
     settings = Settings(engine="simulated", oracle="simulated", config={"model": str(tmp_path / folder)})
     assert make_runner(settings=settings, expected=expected).run_check(make_check(bad)).outcome == outcome
