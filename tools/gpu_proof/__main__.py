@@ -4,11 +4,11 @@ r"""Prove engines on a machine with GPUs: everything that is claimed of them, st
         --environment vllm=PYTHON --environment lmdeploy=PYTHON --environment compressor=PYTHON \
         [--steps answers --steps parity] [--gpu 0 --gpu 1] [--budget 450]
 
-From the repository's root. A step is a program of its own with a time limit and a report in the results folder; beside
-each report is a record of the command, how it ended, on which GPU and when. A step that ended, well or not, is not run
-again unless its command changes or `--failed` or `--again` is given; one that was cut off is, and goes on from what it
-wrote where it can. `--budget` ends everything after so many seconds, for machines that are lent. `--list` shows the
-steps and what became of them.
+From the root of a checkout that nothing changes meanwhile: workers import from it. A step is a program of its own with
+a time limit and a report in the results folder; beside each report is a record of the command, how it ended, on which
+GPU and when. A step that ended, well or not, is not run again unless its command changes or `--failed` or `--again` is
+given; one that was cut off is, and goes on from what it wrote where it can. `--budget` ends everything after so many
+seconds, for machines that are lent. `--list` shows the steps and what became of them.
 
 Steps that measure speed or memory have a GPU to themselves, and run after the others, whose engines keep to small
 caches: so many of them as `--at-once` says share a GPU. A conformance run, and an engine's tests, are cut into parts,
