@@ -11,8 +11,8 @@ are token ids, sampled at ``--temperature`` without a seed (0 is greedy), and en
 Speed alone varies by several percent between runs, so every figure is a ratio, or a difference, within a pair, and its
 median over pairs with a 95% interval.
 
-What is cut off goes on from what ``--json`` has, with the same settings at the same commit; the environments of the
-earlier runs stay in the file.
+What is cut off goes on from what ``--json`` has: with the same settings, of the same committed code, packages and kind
+of machine. The environments of the earlier runs stay in the file.
 
 Bars (on a GPU, 256 requests of 128 tokens): throughput here at least 0.99 of native (lower bound 0.97), through the
 worker 0.97 (0.95), for ``generate`` and for ``stream``; time to first token at most 1 ms more at the median.
@@ -238,12 +238,21 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def earlier(file: Path | None, content: dict[str, Any]) -> dict[str, Any] | None:
-    """A run of the same thing, with the same settings, at the same commit; None if there is none."""
+    """A run of the same thing and settings, of the same code on the same kind of machine; None if there is none."""
     if file is None or not file.exists():
         return None
     found = json.loads(file.read_text("utf-8"))
-    same = found["environment"]["commit"] == environment()["commit"] and "earlier" in found
-    return found if same and all(found[name] == value for name, value in content.items()) else None
+    here = {name: value for name, value in environment().items() if name != "date"}
+    there = {name: value for name, value in found["environment"].items() if name != "date"}
+    known = bool(here["commit"]) and not str(here["commit"]).endswith("-dirty")
+    others = [name for name, value in content.items() if found.get(name) != value]
+    others += [f"environment.{name}" for name in here if there.get(name) != here[name]]
+    others += [] if known else ["environment.commit (of changed files)"]
+    if others or "earlier" not in found:
+        print(f"{file.name} is begun anew: it has another {', '.join(others) or 'form'}", flush=True)
+        return None
+    print(f"{file.name}: going on", flush=True)
+    return found
 
 
 def main(

@@ -40,6 +40,7 @@ def environment() -> dict[str, object]:
         "python": platform.python_version(),
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "gpus": _gpus(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }
 
@@ -48,7 +49,19 @@ def write(file: Path | None, **content: object) -> None:
     """Write a result with what it was measured on; None writes nothing."""
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"environment": environment(), **content}, indent=2) + "\n")
+        # In one go: whoever is killed meanwhile leaves the one before.
+        new = file.with_name(f"{file.name}.new")
+        new.write_text(json.dumps({"environment": environment(), **content}, indent=2) + "\n")
+        new.replace(file)
+
+
+def _gpus() -> list[str]:
+    """Names, of those that this process may see all of; none without NVIDIA's tool."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return []
 
 
 def _version(package: str) -> str | None:

@@ -8,6 +8,7 @@ torch is needed unless --without-transformers.
 """
 
 import argparse
+import inspect
 import json
 import time
 from collections.abc import Callable
@@ -42,6 +43,8 @@ def transformers(folder: Path, context: int, threads: int) -> Callable[[int], No
 
     torch.set_num_threads(threads)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    # Renamed in transformers 5.24.
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     with torch.inference_mode():
         prompt = torch.tensor([[index % 100 + 1 for index in range(context)]])
         state = [model(prompt, use_cache=True)]
@@ -50,7 +53,7 @@ def transformers(folder: Path, context: int, threads: int) -> Callable[[int], No
         with torch.inference_mode():
             for _ in range(tokens):
                 token = state[0].logits[:, -1:].argmax(-1)
-                state[0] = model(token, cache=state[0].cache, use_cache=True)
+                state[0] = model(token, **{name: state[0][name]}, use_cache=True)
 
     return decode
 

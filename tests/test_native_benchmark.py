@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -15,7 +16,12 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield importlib.import_module("against_native")
+    module = importlib.import_module("against_native")
+    # The checkout of whoever runs this may have changes.
+    made = importlib.import_module("environment").environment() | {"commit": "abcdef1"}
+    for name in ("against_native", "environment"):
+        monkeypatch.setattr(sys.modules[name], "environment", lambda: dict(made))
+    yield module
     for name in ("against_native", "overhead", "environment"):
         sys.modules.pop(name, None)
 
@@ -69,14 +75,24 @@ def test_it_goes_on_from_what_was_cut_off(benchmark, tmp_path, capsys):
     assert len(more["figures"]["pairs"]["native_tokens_per_second"]["native"]) == 2 * 5  # generate and stream
 
 
-@pytest.mark.parametrize("change", ["settings", "commit", "engine"])
-def test_what_is_another_measurement_is_begun_anew(benchmark, tmp_path, change):
+@pytest.mark.parametrize("change", ["settings", "commit", "engine", "packages"])
+def test_what_is_another_measurement_is_begun_anew(benchmark, tmp_path, capsys, change):
     report = run(benchmark, tmp_path / "report.json")
     other = {
         "settings": {**report, "settings": {**report["settings"], "rounds": 7}},
         "commit": {**report, "environment": {**report["environment"], "commit": "0000000"}},
         "engine": {**report, "engine": "another"},
+        "packages": {**report, "environment": {**report["environment"], "packages": {"vllm": "0"}}},
     }[change]
     (tmp_path / "report.json").write_text(json.dumps(other))
     again = run(benchmark, tmp_path / "report.json")
     assert (len(values(again)), again["earlier"]) == (2, [])
+    assert re.search(rf"begun anew: it has another [a-z.]*{change}", capsys.readouterr().out)
+
+
+def test_changed_files_are_the_same_code_never(benchmark, monkeypatch, tmp_path):
+    made = benchmark.environment() | {"commit": "abcdef1-dirty"}
+    for name in ("against_native", "environment"):
+        monkeypatch.setattr(sys.modules[name], "environment", lambda: dict(made))
+    run(benchmark, tmp_path / "report.json")
+    assert run(benchmark, tmp_path / "report.json")["earlier"] == []

@@ -199,3 +199,8 @@ def test_reports_name_no_places_of_a_machine():
     log = "its last words: /tmp/env/mine/bin/python3: No module named 'x'; https://example.invalid/a, and/or '/a/b c'"
     short = "its last words: …/python3: No module named 'x'; https://example.invalid/a, and/or '…/b c'"
     assert logged(log) == short
+    assert logged("error:/home/me/x/y PYTHONPATH=/opt/a/b:/usr/c file:///tmp/d/e '/home/me/a/'") == (
+        "error:…/y PYTHONPATH=…/b:…/c file://…/e '…/'"
+    )
+    no_places = "POST /v1/chat/completions, ~/models/a, /5 of them"
+    assert logged(no_places) == no_places

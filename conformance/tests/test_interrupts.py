@@ -127,6 +127,15 @@ def hangs():
     Path("asked").touch()
     time.sleep(3600)
 
+class Slow(BrokenPlugin):
+    inner = SimulatedPlugin()
+
+    class backend(BrokenBackend):
+        async def close(self):
+            Path("asked").touch()
+            await asyncio.sleep(2)
+            await self.inner.close()
+
 class Blocking(BrokenPlugin):
     inner = SimulatedPlugin()
 
@@ -217,3 +226,20 @@ def test_the_command_writes_its_files_and_leaves_no_process(tmp_path: Path, plac
     assert first.split()[1] in {result.id for result in found.results}
     assert "The run was not finished" in page.read_text()
     _wait_for(lambda: not _of_session(process.pid))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_signal_while_the_engine_closes_takes_nothing_away(tmp_path: Path, jobs: int):
+    report = tmp_path / "r.json"
+    process = _started(tmp_path, "endless:Slow", "--report", report, "--jobs", jobs, CHECKS[1], "--only=tokens")
+    try:
+        _wait_for((tmp_path / "asked").exists)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    found = read_report(report)
+    assert "interrupted before any check" not in out
+    if jobs == 1:
+        assert (process.returncode, found.stopped) == (0, "")
+    assert {result.family for result in found.results} >= {"tokens"}

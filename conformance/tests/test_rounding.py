@@ -28,6 +28,9 @@ def test_a_shift_is_what_the_difference_of_the_best_two_has_changed_by():
 
 def test_a_token_out_of_sight_was_moved_as_far_as_one_can_see():
     assert shifts(score({5: -1.0, 6: -1.5}), score({5: -1.0, 9: -4.0})) == pytest.approx([2.5])
+    # Not as far as the text's own token, which stands there however unlikely it is.
+    many = {token: -1.0 - token / 10 for token in range(20)}
+    assert shifts(score({0: -1.0, 77: -1.5}), score({**many, 99: -30.0})) == pytest.approx([1.4])
 
 
 class Scripted:
@@ -117,9 +120,16 @@ async def test_a_token_within_the_models_own_gap_is_a_near_tie(behind, gap, aske
     assert oracle.asked == asked
 
 
-@pytest.mark.parametrize(("behind", "gap", "shown"), [(0.9, 0.8, "0.8"), (0.3, None, "0.25"), (0.3, 0.1, "0.25")])
-async def test_a_token_beyond_it_is_none(behind, gap, shown):
-    with pytest.raises(Violation, match=f"within {shown} nats"):
+@pytest.mark.parametrize(
+    ("behind", "gap", "shown", "where"),
+    [
+        (0.9, 0.8, "0.8", "as scripted measures it on this model"),
+        (0.3, None, "0.25", "as calibrated on the built-in model"),
+        (0.3, 0.1, "0.25", "as scripted measures it on this model"),
+    ],
+)
+async def test_a_token_beyond_it_is_none(behind, gap, shown, where):
+    with pytest.raises(Violation, match=f"within {shown} nats of it .*{where}"):
         await _forced.forced(ScriptedContext(), ANSWER, oracle=Judge(behind, gap))
 
 

@@ -15,6 +15,7 @@ from anyengine_conformance.parity_table.cli import parity
 
 if TYPE_CHECKING:
     from anyengine_conformance.check import Check
+    from anyengine_conformance.interrupts import Interrupts
     from anyengine_conformance.results import Report
     from anyengine_conformance.settings import ExpectedFailure, Settings
 
@@ -107,18 +108,18 @@ def run(output: Output, /, engine: str | None, only: tuple[str, ...], **options:
             if options["jobs"] > 1:
                 report = _parallel(output, checks, base, options)
             else:
-                report = _alone(output, settings, expected, checks, base, options)
+                report = _alone(output, settings, expected, checks, base, options, interrupts)
         except KeyboardInterrupt as error:  # before there was anything to report
             click.echo("interrupted before any check had ended", err=True)
             raise Exit(interrupts.exit_code) from error
-        interrupts.accepted = True  # all that is left is to write it down
+        interrupts.accepted = True  # what is left ends by itself: writing it down
         _write(report, options["report_file"], options["html_file"])
     if output.json:
         output.document(report)
     else:
         output.text("\n" + summary(report))
     if not report.good:
-        raise Exit(interrupts.exit_code or 1)
+        raise Exit(interrupts.exit_code if report.stopped else 1)
 
 
 def _alone(
@@ -128,6 +129,7 @@ def _alone(
     checks: list[Check],
     base: list[str],
     options: dict[str, Any],
+    interrupts: Interrupts,
 ) -> Report:
     """Run in this process."""
     from anyengine_conformance.capture import Capture  # noqa: PLC0415 heavy for `--help`
@@ -149,7 +151,9 @@ def _alone(
         )
         try:
             runner.open()
-            return runner.run(checks)
+            report = runner.run(checks)
+            interrupts.accepted = True  # a signal while the engine closes takes nothing away from what was found
+            return report
         finally:
             runner.close()
             progress.close()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
-import anyio
 from anyengine import AnyEngineError, Engine
 from msgspec.structs import replace
 
@@ -63,7 +63,7 @@ class Oracle(Protocol):
             texts: token ids that it is measured on, when it is first asked for.
 
         Returns:
-            Nats; None where the oracle does not compute in that data type.
+            Nats; None where the oracle does not compute in that data type, or cannot load a second time.
         """
         ...
 
@@ -79,8 +79,7 @@ class EngineOracle:
         self.name = name
         self._engine = engine
         self._stack = stack
-        self._gaps: dict[str, float] = {}
-        self._measuring = anyio.Lock()
+        self._gaps: dict[str, asyncio.Task[float | None]] = {}
 
     @classmethod
     async def load(cls, name: str, model: str, config: Mapping[str, Any] | None = None) -> EngineOracle:
@@ -111,18 +110,23 @@ class EngineOracle:
     async def gap(self, dtype: str | None, texts: Sequence[Sequence[int]]) -> float | None:
         if dtype is None or dtype == self._engine.info.dtype or dtype not in self._engine.capabilities.dtypes:
             return None
-        async with self._measuring:  # answers are judged side by side
-            if dtype not in self._gaps:
-                config = self._engine.config.model_copy(update={"dtype": dtype})
-                try:
-                    async with Engine.load(_plugin(self.name), config=config) as engine, AsyncExitStack() as nothing:
-                        coarse = EngineOracle(self.name, engine, nothing)
-                        self._gaps[dtype] = await measured_gap(self, coarse, texts)
-                except AnyEngineError as error:
-                    raise OracleFailed(self.name, error) from error
-        return self._gaps[dtype]
+        if dtype not in self._gaps:
+            self._gaps[dtype] = asyncio.create_task(self._measure(dtype, texts))
+        # It goes on where the check that needs it has no time left: the next one then finds it done.
+        return await asyncio.shield(self._gaps[dtype])
+
+    async def _measure(self, dtype: str, texts: Sequence[Sequence[int]]) -> float | None:
+        config = self._engine.config.model_copy(update={"dtype": dtype})
+        try:
+            async with Engine.load(_plugin(self.name), config=config) as engine, AsyncExitStack() as nothing:
+                return await measured_gap(self, EngineOracle(self.name, engine, nothing), texts)
+        except (AnyEngineError, OracleFailed):
+            return None  # what it judges by then says so
 
     async def close(self) -> None:
+        for task in self._gaps.values():
+            task.cancel()
+        await asyncio.gather(*self._gaps.values(), return_exceptions=True)
         await self._stack.aclose()
 
 

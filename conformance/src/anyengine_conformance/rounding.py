@@ -37,8 +37,9 @@ def shifts(exact: Score, coarse: Score) -> list[float]:
         if one is None or other is None:
             continue
         best, second = sorted(one.top, key=one.top.__getitem__, reverse=True)[:2]
-        # One that the data type has moved out of sight was moved by more than this, which errs on the strict side.
-        lowest = min(other.top.values())
+        # One that the data type has moved out of sight was moved by more than this, which errs on the strict side. (The
+        # text's own token is there too, however unlikely.)
+        lowest = sorted(other.top.values(), reverse=True)[:_AMONG][-1]
         moved = other.top.get(best, lowest) - other.top.get(second, lowest)
         found.append(abs(one.top[best] - one.top[second] - moved))
     return found

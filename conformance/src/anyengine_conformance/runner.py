@@ -179,6 +179,7 @@ class Runner:
         stopped, abandoned = "", self._bench.abandoned
         try:
             for number, made in enumerate(order):
+                abandoned = self._bench.abandoned  # what an earlier check lost is lost already
                 self._listener.began(made, number, len(order))
                 found[made.id] = self.run_check(made)
                 self._listener.ended(found[made.id])
@@ -189,7 +190,12 @@ class Runner:
             if self._bench.abandoned > abandoned:
                 self._drop(lost=True)
         results = [found[made.id] for made in checks if made.id in found]
-        return self.report(results, complete=not stopped and len(checks) == len(all_checks()), stopped=stopped)
+        complete = not stopped and len(checks) == len(all_checks())
+        try:
+            return self.report(results, complete=complete, stopped=stopped)
+        except KeyboardInterrupt as error:  # all checks have ended: it takes nothing away
+            accepted(error)
+            return self.report(results, complete=complete, stopped=stopped)
 
     def report(self, results: list[Result], *, complete: bool, stopped: str = "") -> Report:
         """Put results together; see :class:`~anyengine_conformance.results.Report` for what is not one."""

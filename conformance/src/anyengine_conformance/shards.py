@@ -109,12 +109,11 @@ def run_shards(base: Sequence[str], checks: Sequence[Check], jobs: int, say: Cal
     """
     began = time.monotonic()
     with TemporaryDirectory(prefix="anyengine-conformance-") as folder:
-        shards = [
-            _Shard(base, shard, Path(folder) / f"{number}.json", say)
-            for number, shard in enumerate(split(checks, jobs))
-        ]
+        shards: list[_Shard] = []
         stopped = ""
         try:
+            for number, shard in enumerate(split(checks, jobs)):
+                shards.append(_Shard(base, shard, Path(folder) / f"{number}.json", say))
             reports = [shard.report() for shard in shards]
         except KeyboardInterrupt as error:
             name = accepted(error)

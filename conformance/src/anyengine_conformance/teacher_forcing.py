@@ -32,7 +32,7 @@ def calibration() -> dict[str, Any]:
 
 
 def near_tie_gap(dtype: str | None) -> float:
-    """Nats within which either of two tokens may be the greedy one in a data type.
+    """Nats within which either of two tokens may be the greedy one in a data type, as calibrated.
 
     The data type's rounding changes the difference between two tokens; the 99.9% quantile of that change, measured,
     times a margin, at most 0.25. An engine errs only where a change beyond that meets a difference beyond that.

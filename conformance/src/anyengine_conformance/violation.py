@@ -13,9 +13,13 @@ _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = _REPR.maxfrozens
 _REPR.maxlevel = 5
 
 #: All but the last part of an absolute path in quotes.
-_PLACE = re.compile(r"""(?<=['"])/(?:[^'"/\n]+/)+(?=[^'"/\n]+['"])""")
-#: The same of one without quotes, as in a program's last words; not within an address.
-_BARE_PLACE = re.compile(r"""(?<![\w:/.'"…])/(?:[^\s'"/:;,()]+/)+(?=[^\s'"/])""")
+_PLACE = re.compile(r"""(?<=['"])/(?:[^'"/\n]+/)+(?=[^'"/\n]*['"])""")
+#: The same of one without quotes, as in a program's last words, below a folder that machines have; no path of HTTP.
+_BARE_PLACE = re.compile(
+    r"""(?:(?<=file://)|(?<![\w/.~'"…]))/"""
+    r"""(?:Users|data|dev|etc|home|media|mnt|opt|private|proc|root|run|scratch|srv|tmp|usr|var|work|workspace)/"""
+    r"""(?:[^\s'"/:,;()]+/)*(?=[^\s'"/])"""
+)
 
 
 def without_places(call: str) -> str:

@@ -82,15 +82,18 @@ async def forced(
     t.expect(bool(tokens), expected=f"at least one token {what}", seen="an empty completion")
     judged = Judged(steps=len(tokens))
     steps = await steps_of(oracle, prompt, tokens, forbidden=forbidden)
+    where = "as calibrated on the built-in model"
     if any(step.behind > gap for step in steps):
-        gap = await _gap_of_the_model(t, oracle) or gap
+        measured = await _gap_of_the_model(t, oracle)
+        if measured is not None:
+            gap, where = max(measured, gap), f"as {oracle.name} measures it on this model"
     for number, step in enumerate(steps):
         judged.ties += step.token != step.best and step.behind <= gap
         if step.behind > gap:
             told = await t.engine.detokenize([*tokens[:number]])
             raise t.fail(
                 expected=f"token {number} {what} to be {step.best}, the best by {oracle.name} in float32 behind the "
-                f"tokens before it, or within {gap:g} nats of it (a near-tie in {t.engine.info.dtype})",
+                f"tokens before it, or within {gap:g} nats of it (a near-tie in {t.engine.info.dtype}, {where})",
                 seen=f"{step.token}, which is {step.behind:.3f} nats less likely; before it: {told!r}",
             )
         if answer.logprobs is not None:
@@ -101,12 +104,11 @@ async def forced(
 
 
 async def _gap_of_the_model(t: Context, oracle: Oracle) -> float | None:
-    """What rounding moves in this very model, where it is more than in the built-in one; None where that is unknown."""
+    """What rounding moves in this very model; None where the oracle cannot tell."""
     texts = (*kinds.PLAIN, *kinds.CODE, *kinds.MULTILINGUAL, kinds.LONG, *kinds.REPETITIVE, *kinds.DISTINCT[:24])
     engine: Any = t.engine
     ids = [await engine.tokenize(text) for text in texts]
-    measured = await oracle.gap(t.engine.info.dtype, [text for text in ids if len(text) > 1])
-    return None if measured is None else max(measured, near_tie(t))
+    return await oracle.gap(t.engine.info.dtype, [text for text in ids if len(text) > 1])
 
 
 def _ending(t: Context, answer: Completion, max_tokens: int, stops: Collection[int], what: str) -> None:
