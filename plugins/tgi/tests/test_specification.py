@@ -17,7 +17,7 @@ import httpx2 as httpx
 import jsonschema
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.failures import FailureGroup
@@ -116,7 +116,10 @@ async def drawn(server: Any, operation: Any, mode: GenerationMode, checks: list[
     @DRAWN
     @given(operation.as_strategy(generation_mode=mode))
     def each(case: Any) -> None:
-        case.body = _as_serde_reads(case.body)
+        read = _as_serde_reads(case.body)
+        # A whole number with a point may be all that was wrong with it.
+        assume(mode is not GenerationMode.NEGATIVE or repr(read) == repr(case.body))
+        case.body = read
         answers.append(case.call_and_validate(base_url=server.url, checks=checks, timeout=60))
 
     await asyncio.to_thread(each)
