@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -55,11 +56,12 @@ def write(file: Path | None, **content: object) -> None:
         new.replace(file)
 
 
+@cache
 def _gpus() -> list[str]:
-    """Names, of those that this process may see all of; none without NVIDIA's tool."""
+    """Names, of those that this process may see all of; none without NVIDIA's tool. Asked once: reports are many."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()  # noqa: S603
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()  # noqa: S603 a constant
     except (OSError, subprocess.CalledProcessError):
         return []
 

@@ -188,14 +188,19 @@ def _started(folder: Path, place: str, *words: object) -> subprocess.Popen[str]:
     )
 
 
-def test_before_any_check_has_begun_there_is_nothing_to_report(tmp_path: Path):
-    process = _started(tmp_path, "endless:hangs", "--report", "r.json", *CHECKS)
+def _interrupted(process: subprocess.Popen[str], folder: Path, signum: signal.Signals) -> str:
+    """Send the signal once the engine was asked for something; what the run writes until its end."""
     try:
-        _wait_for((tmp_path / "asked").exists)
-        process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=60)
+        _wait_for((folder / "asked").exists)
+        process.send_signal(signum)
+        return process.communicate(timeout=60)[0]
     finally:
         process.kill()
+
+
+def test_before_any_check_has_begun_there_is_nothing_to_report(tmp_path: Path):
+    process = _started(tmp_path, "endless:hangs", "--report", "r.json", *CHECKS)
+    out = _interrupted(process, tmp_path, signal.SIGTERM)
     assert (process.returncode, out) == (143, "interrupted before any check had ended\n")
     assert not (tmp_path / "r.json").exists()
 
@@ -212,14 +217,9 @@ def test_before_any_check_has_begun_there_is_nothing_to_report(tmp_path: Path):
 def test_the_command_writes_its_files_and_leaves_no_process(tmp_path: Path, place, signum, jobs: int, code: int):
     report, page = tmp_path / "r.json", tmp_path / "r.html"
     process = _started(tmp_path, place, "--report", report, "--html", page, "--jobs", str(jobs), *CHECKS)
-    try:
-        assert process.stdout is not None
-        first = process.stdout.readline()  # of a check that has ended
-        _wait_for((tmp_path / "asked").exists)
-        process.send_signal(signum)
-        out, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    assert process.stdout is not None
+    first = process.stdout.readline()  # of a check that has ended
+    out = _interrupted(process, tmp_path, signum)
     assert process.returncode == code
     assert f"NOT FINISHED, interrupted by {signum.name} after " in out
     found = read_report(report)
@@ -232,12 +232,7 @@ def test_the_command_writes_its_files_and_leaves_no_process(tmp_path: Path, plac
 def test_a_signal_while_the_engine_closes_takes_nothing_away(tmp_path: Path, jobs: int):
     report = tmp_path / "r.json"
     process = _started(tmp_path, "endless:Slow", "--report", report, "--jobs", jobs, CHECKS[1], "--only=tokens")
-    try:
-        _wait_for((tmp_path / "asked").exists)
-        process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    out = _interrupted(process, tmp_path, signal.SIGTERM)
     found = read_report(report)
     assert "interrupted before any check" not in out
     if jobs == 1:

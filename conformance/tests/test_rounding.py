@@ -80,6 +80,9 @@ class ScriptedContext:
     async def made(self, _given):
         return [1, 2, 3]
 
+    async def once(self, _name, make):
+        return await make()
+
     def expect(self, *_args, **_options):
         pass
 

@@ -46,8 +46,7 @@ CAP = 0.25
 
 def prompts(tokenizer: Any) -> list[list[int]]:
     """All kinds, as token ids."""
-    texts = [*kinds.PLAIN, *kinds.CODE, *kinds.MULTILINGUAL, kinds.LONG, *kinds.REPETITIVE, *kinds.DISTINCT[:24]]
-    ids = [tokenizer(text)["input_ids"] for text in texts]
+    ids = [tokenizer(text)["input_ids"] for text in kinds.CALIBRATION]
     for chat in kinds.CHATS:
         rendered = tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
         ids.append(tokenizer(rendered, add_special_tokens=False)["input_ids"])

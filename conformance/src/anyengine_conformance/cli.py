@@ -94,7 +94,7 @@ def list_(output: Output, /, only: tuple[str, ...]) -> None:
 def run(output: Output, /, engine: str | None, only: tuple[str, ...], **options: Any) -> None:
     """Run the suite against ENGINE, or against what --config names."""
     from anyengine_conformance.interrupts import Interrupts  # noqa: PLC0415 heavy for `--help`
-    from anyengine_conformance.progress import summary  # noqa: PLC0415
+    from anyengine_conformance.progress import summary  # noqa: PLC0415 so is this
     from anyengine_conformance.runner import select  # noqa: PLC0415
 
     if options["seed"] is not None and options["profile"] == "certify":

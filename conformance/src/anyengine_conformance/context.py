@@ -14,6 +14,7 @@ from anyengine import AnyEngineError, SamplingParams
 
 from anyengine_conformance import properties, statistics
 from anyengine_conformance.check import OWN
+from anyengine_conformance.needs import greedy
 from anyengine_conformance.oracle import NO_ORACLE, EngineOracle
 from anyengine_conformance.violation import NotApplicable, Violation, shown, without_places
 
@@ -134,7 +135,7 @@ class Context:
     @property
     def greedy(self) -> SamplingParams:
         """Temperature 0 where the engine has it, else its neutral sampling."""
-        return SamplingParams(temperature=0) if "temperature" in self.capabilities.sampling else SamplingParams()
+        return greedy(self.capabilities)
 
     @property
     def unending(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from anyengine import GenerateRequest, SamplingParams
 if TYPE_CHECKING:
     from anyengine import Capabilities, EngineStats
 
-__all__ = ["Need", "conflicting", "declared", "parse", "reported", "spoken_of"]
+__all__ = ["Need", "conflicting", "declared", "greedy", "parse", "reported", "spoken_of"]
 
 _SWITCHES = ("score", "embed", "sleep", "native", "token_prompts", "dynamic_lora", "reset_prefix_cache")
 _LEVELS = ("logprobs", "prompt_logprobs")
@@ -128,3 +128,8 @@ def conflicting(needs: tuple[str, ...], capabilities: Capabilities) -> tuple[str
 
 def _within(name: str, side: str) -> bool:
     return name == side or name.startswith(f"{side}.")
+
+
+def greedy(capabilities: Capabilities) -> SamplingParams:
+    """Temperature 0 where the engine has it, else its neutral sampling."""
+    return SamplingParams(temperature=0) if "temperature" in capabilities.sampling else SamplingParams()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from anyengine import AnyEngineError, EngineDied, EngineUnresponsive, SamplingParams
+from anyengine import AnyEngineError, EngineDied, EngineUnresponsive
 
 from anyengine_conformance.bench import Hung, Overran
 from anyengine_conformance.check import DEFAULT, OWN
+from anyengine_conformance.needs import greedy
 
 if TYPE_CHECKING:
     from anyengine import Engine
@@ -117,10 +118,8 @@ class Probe:
 
 
 async def _answer(engine: Engine, came: list[int]) -> None:
-    declared = engine.capabilities
     # Nothing left to chance: a request that happens to end early may say less.
-    sampling = SamplingParams(temperature=0) if "temperature" in declared.sampling else SamplingParams()
-    unending = "ignore_eos" in declared.request
+    sampling, unending = greedy(engine.capabilities), "ignore_eos" in engine.capabilities.request
     async with engine.stream(_PROMPT, sampling=sampling, max_tokens=_TOKENS, ignore_eos=unending) as stream:
         async for chunk in stream:
             came += chunk.token_ids

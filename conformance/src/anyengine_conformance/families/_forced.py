@@ -105,9 +105,12 @@ async def forced(
 
 async def _gap_of_the_model(t: Context, oracle: Oracle) -> float | None:
     """What rounding moves in this very model; None where the oracle cannot tell."""
-    texts = (*kinds.PLAIN, *kinds.CODE, *kinds.MULTILINGUAL, kinds.LONG, *kinds.REPETITIVE, *kinds.DISTINCT[:24])
-    engine: Any = t.engine
-    ids = [await engine.tokenize(text) for text in texts]
+
+    async def tokenized() -> list[list[int]]:
+        engine: Any = t.engine
+        return [await engine.tokenize(text) for text in kinds.CALIBRATION]
+
+    ids = await t.once("the calibration's texts", tokenized)
     return await oracle.gap(t.engine.info.dtype, [text for text in ids if len(text) > 1])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from anyengine_conformance.context import PROMPTS
 
-__all__ = ["CHATS", "CODE", "DISTINCT", "LONG", "MULTILINGUAL", "PLAIN", "QUANTISED", "REPETITIVE"]
+__all__ = ["CALIBRATION", "CHATS", "CODE", "DISTINCT", "LONG", "MULTILINGUAL", "PLAIN", "QUANTISED", "REPETITIVE"]
 
 PLAIN = PROMPTS
 CODE = (
@@ -62,6 +62,8 @@ DISTINCT = tuple(
         strict=True,
     )
 )
+#: What rounding is measured on, in ``tools/calibrate_parity.py`` and on a subject's own model.
+CALIBRATION = (*PLAIN, *CODE, *MULTILINGUAL, LONG, *REPETITIVE, *DISTINCT[:24])
 #: Texts to be scored, of the kinds above.
 QUANTISED = (
     *(

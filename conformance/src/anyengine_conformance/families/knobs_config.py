@@ -10,6 +10,7 @@ from anyengine import SamplingParams
 from anyengine_conformance.check import OWN, check, family, variant
 from anyengine_conformance.context import PROMPTS
 from anyengine_conformance.families.knobs_requests import PAIR, cached, many_words
+from anyengine_conformance.needs import greedy
 
 if TYPE_CHECKING:
     from anyengine import Completion
@@ -153,10 +154,7 @@ async def _loaded(t: Context, **config: Any) -> tuple[BackendInfo, Completion]:
 
     async def load() -> tuple[BackendInfo, Completion]:
         async with t.load(**config) as engine:
-            sampling = (
-                SamplingParams(temperature=0) if "temperature" in engine.capabilities.sampling else SamplingParams()
-            )
-            return engine.info, await engine.generate(t.prompt, max_tokens=12, sampling=sampling)
+            return engine.info, await engine.generate(t.prompt, max_tokens=12, sampling=greedy(engine.capabilities))
 
     return await t.once(f"knobs.loaded {config}", load)
 

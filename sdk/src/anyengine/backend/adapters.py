@@ -32,7 +32,7 @@ def check_adapter_rank(name: str, folder: Path, most: int) -> None:
     try:
         said: dict[str, Any] = json.loads(file.read_bytes())
         others: dict[str, Any] = said.get("rank_pattern") or {}
-        rank = max(int(said["r"]), *map(int, others.values())) if others else int(said["r"])
+        rank = max(map(int, [said["r"], *others.values()]))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelNotFound(f"{file} cannot be read: {type(error).__name__}: {error}", field=field) from error
     if rank > most:

@@ -138,7 +138,7 @@ class _Verdict:
 def _for_model(output: Output, places: Sequence[_Place], model: str, revision: str | None) -> None:
     """Which engines can run a checkpoint, by what they declare; those that are not installed as well."""
     from anyengine.hub import locate_config  # noqa: PLC0415 heavy for `--help`
-    from anyengine.quantization import read_stored  # noqa: PLC0415
+    from anyengine.quantization import read_stored  # noqa: PLC0415 so is this
 
     builtin = {name: folder for place in places for name, folder in _builtin(place).items()}
     folder, config = locate_config(model, revision, builtin)
@@ -177,7 +177,7 @@ def _for_model(output: Output, places: Sequence[_Place], model: str, revision: s
 
 def _verdict(place: _Place, folder: Path, config: Mapping[str, Any]) -> _Verdict:
     from anyengine.quantization import why_not  # noqa: PLC0415 heavy for `--help`
-    from anyengine.quantization.support import gpu_capability  # noqa: PLC0415
+    from anyengine.quantization.support import gpu_capability  # noqa: PLC0415 so is this
 
     engine = place.engine
     ready = engine.reason is None
