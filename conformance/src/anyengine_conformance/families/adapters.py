@@ -6,12 +6,12 @@ oracle scores those. So answers are judged as in `parity`: each token against th
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anyengine_conformance import adapters
+from anyengine_conformance.at_once import together
 from anyengine_conformance.check import OWN, check, family
 from anyengine_conformance.families import _kinds as kinds
 from anyengine_conformance.families._forced import answer_of, forced
@@ -64,7 +64,7 @@ async def _judge(t: Context, source: Path, folders: dict[str, Path], shift: int)
         answer_of(t, prompt, max_tokens=_LENGTH, sampling=t.greedy, **({"lora": name} if name else {}))
         for prompt, name in zip(prompts, chosen, strict=True)
     )
-    answers = list(zip(chosen, await asyncio.gather(*calls), strict=True))
+    answers = list(zip(chosen, await together(calls), strict=True))
     for name in names:
         of_it = [answer for chose, answer in answers if chose == name]
         await _hold(t, source, None if name is None else folders[name], of_it)

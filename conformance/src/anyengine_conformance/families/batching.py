@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyengine import SamplingParams, Structured
 
+from anyengine_conformance.at_once import begun, together
 from anyengine_conformance.check import check, family, variant
 from anyengine_conformance.families import _kinds as kinds
 from anyengine_conformance.families._forced import answer_of, forced, forced_all
@@ -48,7 +49,7 @@ async def _together(t: Context, prompts: Sequence[str], **options: Any) -> list[
     """Greedy completions, all at once."""
     t.asked(f"{len(prompts)} times engine.generate(…) at once, {options}")
     calls = (answer_of(t, prompt, **{"sampling": t.greedy, **options}) for prompt in prompts)
-    return list(await asyncio.gather(*calls))
+    return await together(calls)
 
 
 @check(
@@ -98,8 +99,7 @@ async def alone_as_in_a_batch(t: Context) -> None:
 async def order_does_not_matter(t: Context) -> None:
     prompts = [*kinds.DISTINCT[8:16], kinds.LONG[:400]]
     for order in (prompts[::-1], t.rng.sample(prompts, len(prompts))):
-        running = [asyncio.ensure_future(_late(t, prompt, place)) for place, prompt in enumerate(order)]
-        answers = await asyncio.gather(*running)
+        answers = await together(_late(t, prompt, place) for place, prompt in enumerate(order))
         await forced_all(t, answers, [f"behind {prompt[:60]!r}" for prompt in order], max_tokens=_LENGTH)
 
 
@@ -186,7 +186,7 @@ async def each_gets_its_length(t: Context) -> None:
     calls = (
         answer_of(t, prompt, max_tokens=count, ignore_eos=True) for prompt, count in zip(prompts, wanted, strict=True)
     )
-    answers = await asyncio.gather(*calls)
+    answers = await together(calls)
     found = [(len(answer.token_ids), answer.usage.completion_tokens, answer.finish_reason) for answer in answers]
     wrong = [(seen, count) for seen, count in zip(found, wanted, strict=True) if seen != (count, count, "length")]
     t.expect(not wrong, expected="(tokens, usage, finish_reason) as asked", seen=f"(seen, asked) {wrong[:5]}")
@@ -204,21 +204,16 @@ async def each_gets_its_length(t: Context) -> None:
 async def abort_leaves_the_others(t: Context) -> None:
     prompts = kinds.DISTINCT[16:25]
     t.asked("9 times engine.generate(…, max_tokens=40, ignore_eos=True) at once, every third one cancelled")
-    calls = [
-        asyncio.ensure_future(answer_of(t, prompt, max_tokens=40, ignore_eos=True, sampling=t.greedy))
-        for prompt in prompts
-    ]
-    async with t.open(kinds.PLAIN[3], max_tokens=4, **t.unending) as stream:
-        async for _ in stream:  # a few steps of the batch
-            pass
-    for call in calls[::3]:
-        call.cancel()
-    ended = await asyncio.gather(*calls, return_exceptions=True)
-    rest = [answer for number, answer in enumerate(ended) if number % 3]
-    for answer in rest:
-        if isinstance(answer, BaseException):
-            raise answer
-    answers = [answer for answer in rest if not isinstance(answer, BaseException)]
+    async with begun(
+        answer_of(t, prompt, max_tokens=40, ignore_eos=True, sampling=t.greedy) for prompt in prompts
+    ) as calls:
+        async with t.open(kinds.PLAIN[3], max_tokens=4, **t.unending) as stream:
+            async for _ in stream:  # a few steps of the batch
+                pass
+        for call in calls[::3]:
+            call.cancel()
+        await asyncio.wait(calls)
+        answers = [call.result() for number, call in enumerate(calls) if number % 3]
     await forced_all(t, answers, ends=(), max_tokens=40)
 
 
@@ -249,7 +244,7 @@ async def parameters_do_not_leak(t: Context) -> None:
             answer_of(t, prompt, max_tokens=12, sampling=sampling)
             for prompt, sampling in zip(prompts, chosen, strict=True)
         )
-        answers = list(zip(chosen, await asyncio.gather(*calls), strict=True))
+        answers = list(zip(chosen, await together(calls), strict=True))
         await forced_all(t, [answer for sampling, answer in answers if sampling is kindsof[0]], max_tokens=12)
         outside = {token for sampling, one in answers if sampling is kindsof[2] for token in one.token_ids}
         outside -= set(allowed)
@@ -273,7 +268,7 @@ async def structured_beside_plain(t: Context) -> None:
         answer_of(t, prompt, max_tokens=12, sampling=t.greedy, **({"structured": structured} if place % 2 else {}))
         for place, prompt in enumerate(prompts)
     )
-    answers = await asyncio.gather(*calls)
+    answers = await together(calls)
     for answer in answers[1::2]:
         text, whole = answer.text, answer.finish_reason == "stop"
         shape = "".join("0" if letter in "0123456789" else letter for letter in text)

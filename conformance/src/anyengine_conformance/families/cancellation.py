@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyengine import RequestTimeout
 
+from anyengine_conformance.at_once import begun, together
 from anyengine_conformance.check import check, family
 from anyengine_conformance.context import PROMPTS
 
@@ -146,11 +147,12 @@ async def cancelled_list(t: Context) -> None:
     advice="abort the id that is asked for, and no other",
 )
 async def others_go_on(t: Context) -> None:
-    others = [asyncio.ensure_future(t.generate(prompt, max_tokens=40, **t.unending)) for prompt in PROMPTS[1:]]
-    for _ in range(3):
-        async with t.open(**_long(t)) as stream:
-            await anext(aiter(stream))
-    for answer in await asyncio.gather(*others):
+    async with begun(t.generate(prompt, max_tokens=40, **t.unending) for prompt in PROMPTS[1:]) as others:
+        for _ in range(3):
+            async with t.open(**_long(t)) as stream:
+                await anext(aiter(stream))
+        answers = await asyncio.gather(*others)
+    for answer in answers:
         good = answer.finish_reason in ("stop", "length") and bool(answer.token_ids)
         t.expect(good, expected="an end by itself, with tokens", seen=(answer.finish_reason, len(answer.token_ids)))
 
@@ -167,7 +169,7 @@ async def a_storm(t: Context) -> None:
             if number % 3:
                 await anext(aiter(stream))
 
-    await asyncio.gather(*map(leave, range(24)))
+    await together(map(leave, range(24)))
     await _expect_free(t)
     answer = await t.generate(max_tokens=2)
     t.expect(bool(answer.token_ids), expected="tokens", seen=answer.token_ids)

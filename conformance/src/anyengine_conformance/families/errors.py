@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from anyengine import AnyEngineError, InvalidRequest, Misuse, RequestTimeout, SamplingParams, UnsupportedParameter
 
+from anyengine_conformance.at_once import begun, together
 from anyengine_conformance.check import check, family
 from anyengine_conformance.context import PROMPTS
 
@@ -120,13 +121,10 @@ async def harm_no_other(t: Context) -> None:
         await _misuse(t)
         await _late(t)
 
-    counts = await asyncio.gather(*map(fine, PROMPTS), *[_quiet(bad()) for _ in range(4)])
-    t.expect(all(count for count in counts[: len(PROMPTS)]), expected="tokens for every prompt", seen=counts)
-
-
-async def _quiet(work: object) -> int:
-    await work  # type: ignore[misc]
-    return 1
+    async with begun(map(fine, PROMPTS)) as others:
+        await together(bad() for _ in range(4))
+        counts = await asyncio.gather(*others)
+    t.expect(all(counts), expected="tokens for every prompt", seen=counts)
 
 
 @check("errors.engine-serves-on", must="After errors of every kind the engine serves the next request.", advice=_SDK)
@@ -167,7 +165,7 @@ async def nothing_left_to_draw(t: Context) -> None:
     token = min(t.engine.model.eos_token_ids, default=t.engine.info.vocab_size)
     if token >= t.engine.info.vocab_size:
         raise t.skip("the model has no end-of-sequence token to force")
-    beside = asyncio.ensure_future(t.engine.generate(t.prompt, max_tokens=8))
-    with t.refused(InvalidRequest):
-        await t.generate(max_tokens=8, min_tokens=4, sampling=SamplingParams(allowed_token_ids=[token]))
-    t.expect(bool((await beside).token_ids), expected="tokens for the request beside it", seen="none")
+    async with begun([t.engine.generate(t.prompt, max_tokens=8)]) as (beside,):
+        with t.refused(InvalidRequest):
+            await t.generate(max_tokens=8, min_tokens=4, sampling=SamplingParams(allowed_token_ids=[token]))
+        t.expect(bool((await beside).token_ids), expected="tokens for the request beside it", seen="none")

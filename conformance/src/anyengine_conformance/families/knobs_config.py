@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyengine import SamplingParams
 
+from anyengine_conformance.at_once import begun, together
 from anyengine_conformance.check import OWN, check, family, variant
 from anyengine_conformance.context import PROMPTS
 from anyengine_conformance.families.knobs_requests import PAIR, cached, many_words
@@ -54,13 +55,11 @@ async def max_num_seqs_bounds_what_runs(t: Context) -> None:
     t.equal(t.engine.info.max_num_seqs, 2, "engine.info.max_num_seqs")
     length = min(60, t.engine.info.max_model_len // 2)
     asked: dict[str, Any] = {"max_tokens": length, "ignore_eos": True}
-    calls = [asyncio.ensure_future(t.generate(prompt, **asked)) for prompt in (*PROMPTS, *PROMPTS)]
     running: list[int] = []
-    try:
+    async with begun(t.generate(prompt, **asked) for prompt in (*PROMPTS, *PROMPTS)) as calls:
         while not all(call.done() for call in calls):
             running.append((await t.stats()).running or 0)
             await asyncio.sleep(0.005)
-    finally:
         await asyncio.gather(*calls)
     t.expect(max(running) <= 2, expected="at most 2 running, of 8 requests at once", seen=max(running))
     t.expect(max(running) > 0, expected="stats.running above 0 while 8 requests are computed", seen=max(running))
@@ -82,11 +81,9 @@ async def batched_tokens_cut_prompts(t: Context) -> None:
     async with t.open(max_tokens=t.engine.info.max_model_len // 2, ignore_eos=True) as stream:
         chunks = aiter(stream)
         await anext(chunks)
-        call = asyncio.ensure_future(t.generate(ids, max_tokens=1))
-        try:
+        async with begun([t.generate(ids, max_tokens=1)]) as (call,):
             while not call.done():
                 got += len((await anext(chunks)).token_ids)
-        finally:
             await call
     least = steps * 3 // 4  # what is under way as it comes and goes is not seen
     t.expect(
@@ -248,10 +245,8 @@ async def determinism_run_repeats(t: Context) -> None:
 )
 async def determinism_batch_invariant_holds(t: Context) -> None:
     alone = await _round(t)
-    together = await asyncio.gather(
-        *(
-            t.generate(prompt, max_tokens=24, sampling=SamplingParams(seed=seed))
-            for seed, prompt in enumerate((*PROMPTS, *PROMPTS))
-        )
+    answers = await together(
+        t.generate(prompt, max_tokens=24, sampling=SamplingParams(seed=seed))
+        for seed, prompt in enumerate((*PROMPTS, *PROMPTS))
     )
-    t.equal([answer.token_ids for answer in together[: len(PROMPTS)]], alone, "token ids in a batch of eight")
+    t.equal([answer.token_ids for answer in answers[: len(PROMPTS)]], alone, "token ids in a batch of eight")

@@ -21,6 +21,7 @@ from anyengine import (
 )
 from anyengine.config import DType
 
+from anyengine_conformance.at_once import together
 from anyengine_conformance.check import OWN, check, family
 from anyengine_conformance.context import PROMPTS
 from anyengine_conformance.refusals import REQUEST, STRUCTURED
@@ -121,7 +122,7 @@ async def healthy_after_load(t: Context) -> None:
     advice="keep what belongs to a request under its id; never in the backend itself",
 )
 async def serves_many_at_once(t: Context) -> None:
-    answers = await asyncio.gather(*(t.generate(PROMPTS[number % 4], max_tokens=4) for number in range(32)))
+    answers = await together(t.generate(PROMPTS[number % 4], max_tokens=4) for number in range(32))
     for number, answer in enumerate(answers):
         t.equal(answer.prompt_token_ids, await t.engine.tokenize(PROMPTS[number % 4]), f"prompt of answer {number}")
         t.expect(1 <= len(answer.token_ids) <= 4, expected="1 to 4 tokens", seen=answer.token_ids)

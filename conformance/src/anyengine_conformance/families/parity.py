@@ -17,11 +17,11 @@ than the gap is found, always.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from anyengine import AnyEngineError, SamplingParams
 
+from anyengine_conformance.at_once import together
 from anyengine_conformance.check import check, family, variant
 from anyengine_conformance.families import _kinds as kinds
 from anyengine_conformance.families._forced import Judged, answer_of, forced, forced_all
@@ -302,7 +302,7 @@ async def chunked_prompt(t: Context) -> None:
     text = await _long(t)
     prompts = [text, *kinds.PLAIN[:3], "And " + text, *kinds.CODE[:2]]
     t.asked(f"{len(prompts)} prompts at once, two of them of {len(text)} characters")
-    answers = await asyncio.gather(
-        *(answer_of(t, prompt, max_tokens=16, sampling=SamplingParams(temperature=0)) for prompt in prompts)
+    answers = await together(
+        answer_of(t, prompt, max_tokens=16, sampling=SamplingParams(temperature=0)) for prompt in prompts
     )
     await forced_all(t, answers, max_tokens=16)

@@ -9,12 +9,12 @@ is drafted and kept is read from the engine's own counters, so that nothing pass
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from anyengine import SamplingParams, UnsupportedParameter
 
+from anyengine_conformance.at_once import together
 from anyengine_conformance.check import check, family, variant
 from anyengine_conformance.families import _kinds as kinds
 from anyengine_conformance.families._exact import draws, judge
@@ -84,7 +84,7 @@ async def _batch_is_the_models(t: Context) -> None:
     sampled = SamplingParams(temperature=1.3)
     calls = [answer_of(t, prompt, max_tokens=20, sampling=t.greedy, **t.unending) for prompt in prompts]
     hot = [answer_of(t, prompt, max_tokens=11, sampling=sampled, **t.unending) for prompt in prompts[:5]]
-    answers = list(await asyncio.gather(*calls, *hot))[: len(calls)]
+    answers = (await together([*calls, *hot]))[: len(calls)]
     await forced_all(t, answers, ends=_ends(t), max_tokens=20)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyengine import SamplingParams
 
+from anyengine_conformance.at_once import begun
 from anyengine_conformance.check import check, family
 from anyengine_conformance.context import PROMPTS
 
@@ -243,13 +244,12 @@ async def prometheus_is_readable(t: Context) -> None:
 )
 async def answered_while_busy(t: Context) -> None:
     room = min(64, t.engine.info.max_model_len - 100)
-    running = [asyncio.ensure_future(t.generate(prompt, max_tokens=room, **t.unending)) for prompt in PROMPTS]
-    try:
-        await asyncio.sleep(0.005)  # so that they have begun
-        for _ in range(5):
-            async with asyncio.timeout(5 * t.time_factor):
-                await t.stats()
-    except TimeoutError as error:
-        raise t.fail(expected=f"an answer within {5 * t.time_factor:g} s", seen="none") from error
-    finally:
+    async with begun(t.generate(prompt, max_tokens=room, **t.unending) for prompt in PROMPTS) as running:
+        try:
+            while not all(request.done() for request in running):
+                async with asyncio.timeout(5 * t.time_factor):
+                    await t.stats()
+                await asyncio.sleep(0.01)
+        except TimeoutError as error:
+            raise t.fail(expected=f"an answer within {5 * t.time_factor:g} s", seen="none") from error
         await asyncio.gather(*running)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from anyengine import InvalidRequest, Misuse, SamplingParams
 
+from anyengine_conformance.at_once import together
 from anyengine_conformance.check import check, family
 
 if TYPE_CHECKING:
@@ -197,8 +198,8 @@ async def streams_do_not_mix(t: Context) -> None:
         finish = streamed.finish
         return (0 if finish is None else finish.usage.prompt_tokens), streamed.token_ids
 
-    together = await asyncio.gather(*map(read, PROMPTS))
-    for prompt, (prompt_tokens, token_ids) in zip(PROMPTS, together, strict=True):
+    found = await together(map(read, PROMPTS))
+    for prompt, (prompt_tokens, token_ids) in zip(PROMPTS, found, strict=True):
         t.equal(prompt_tokens, len(await t.engine.tokenize(prompt)), f"prompt tokens of the stream of {prompt!r}")
         t.expect(bool(token_ids), expected=f"tokens for {prompt!r}", seen=token_ids)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyengine import InvalidRequest, SamplingParams
 
+from anyengine_conformance.at_once import together
 from anyengine_conformance.check import check, family
 from anyengine_conformance.families.structured import matches, warm
 
@@ -134,7 +135,7 @@ async def with_ignore_eos(t: Context) -> None:
 async def do_not_mix(t: Context) -> None:
     kinds = ("[0-9]{12}", "[a-z]{20}", "[A-F]{4}", "(no ){6}no")
     plain = [t.generate(max_tokens=24, sampling=warm()) for _ in range(2)]
-    answers = await asyncio.gather(*(matches(t, regex) for regex in (*kinds, *kinds)), *plain)
+    answers = await together([*(matches(t, regex) for regex in (*kinds, *kinds)), *plain])
     free = [answer.text for answer in answers[len(kinds) * 2 :]]
     held = [text for text in free if len(text) > 2 and any(re.fullmatch(regex, text) for regex in kinds)]
     t.expect(not held, expected="unconstrained text where no constraint was asked for", seen=held)

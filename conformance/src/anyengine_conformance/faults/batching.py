@@ -109,10 +109,10 @@ class LostInPreemption(Crowded):
         return replace(request, max_tokens=(request.max_tokens or 2) - 1)
 
 
-@fault("batching.each-gets-its-length", "beyond 200 requests, one gets the length of the one before")
+@fault("batching.each-gets-its-length", "beyond 40 requests, one gets the length of the one before")
 class OthersLength(Crowded):
     def beside(self, request: TokenRequest, others: list[TokenRequest]) -> TokenRequest:
-        if self.before is None or (request.max_tokens or 99) > 12 or len(others) % 8 != 7:  # noqa: PLR2004
+        if self.before is None or (request.max_tokens or 99) > 12 or len(others) < 40:  # noqa: PLR2004
             return request
         return replace(request, max_tokens=self.before.max_tokens)
 
