@@ -108,7 +108,8 @@ async def _fill(t: Context, stack: AsyncExitStack) -> None:
     """Take every place: those that are handed over, and those that wait."""
     config = t.engine.config.scheduling
     places = 2 * (config.max_num_seqs or 1) + config.max_queued_requests
-    streams = [await stack.enter_async_context(t.open(**t.unending)) for _ in range(places)]
+    long = {"max_tokens": t.engine.info.max_model_len - 100, **t.unending}
+    streams = [await stack.enter_async_context(t.open(**long)) for _ in range(places)]
     readers = [asyncio.ensure_future(_read(stream)) for stream in streams]
     stack.callback(lambda: [reader.cancel() for reader in readers])
     for _ in range(200):
