@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from anyengine.backend.failures import MORE_MEMORY, LoadCause, load_failure, request_failure
 from anyengine.errors import (
     AnyEngineError,
     EngineDied,
-    EngineStartupError,
     Failure,
     InvalidConfig,
     InvalidRequest,
@@ -100,7 +100,7 @@ def _overloaded(error: BaseException) -> AnyEngineError:
     return Overloaded(str(error), retry_after=1.0)
 
 
-#: Class → ours. Looked up along the method resolution order, so the most specific entry wins.
+#: Class → ours.
 REQUEST_ERRORS: dict[str, Callable[[BaseException], AnyEngineError]] = {
     "lmdeploy.serve.core.exceptions.RequestError": _request,
     "lmdeploy.serve.core.exceptions.SafeRunException": _broken,
@@ -118,55 +118,38 @@ REQUEST_ERRORS: dict[str, Callable[[BaseException], AnyEngineError]] = {
 
 def request_error(error: BaseException) -> AnyEngineError | None:
     """Ours for what a call of LMDeploy raised; None for what is not in the map: a bug of this package, or of it."""
-    if isinstance(error, AnyEngineError):
-        return error
-    for base in type(error).__mro__:
-        make = REQUEST_ERRORS.get(f"{base.__module__}.{base.__qualname__}")
-        if make is not None:
-            return make(error)
-    return None
-
-
-class _Cause:
-    """What a failed load says, and what it means."""
-
-    def __init__(self, pattern: str, error: type[AnyEngineError], advice: str, **facts: Any) -> None:
-        self.pattern = re.compile(pattern)
-        self.error = error
-        self.advice = advice
-        self.facts = facts
+    return request_failure(error, REQUEST_ERRORS)
 
 
 #: The first that is found counts.
 _CAUSES = (
-    _Cause(
+    LoadCause(
         r"(?i)[^\n]*(out of memory|OutOfMemory|bad_alloc|no enough (gpu )?memory|not enough (gpu )?(memory|blocks)|"
         r"num_gpu_blocks|max_block_count)[^\n]*",
         OutOfMemory,
-        "give the engine more (kv_cache.gpu_memory_fraction), or ask for less (kv_cache.capacity_tokens, "
-        "max_model_len, scheduling.max_num_seqs)",
+        MORE_MEMORY,
     ),
-    _Cause(
+    LoadCause(
         r"(?i)[^\n]*(does not support [^\n]*pytorch engine|unsupported model|not supported architecture|"
         r"Can not found rewrite|Failed to load model)[^\n]*",
         UnsupportedParameter,
         "LMDeploy's backend has no implementation of this model",
         field="model",
     ),
-    _Cause(
+    LoadCause(
         r"(?i)[^\n]*(session_len|max_model_len)[^\n]*(exceed|larger|greater)[^\n]*",
         InvalidConfig,
         "the model's context is shorter",
         field="max_model_len",
     ),
-    _Cause(
+    LoadCause(
         r"(?i)[^\n]*(unsupported quant config|Unsupported group_size|quantization[^\n]*not supported|"
         r"mismatched quant|unknown model_format)[^\n]*",
         UnsupportedParameter,
         "LMDeploy cannot run a checkpoint that is quantised like this",
         field="model",
     ),
-    _Cause(r"(?i)[^\n]*trust_remote_code[^\n]*", InvalidConfig, "read the code first", field="trust_remote_code"),
+    LoadCause(r"(?i)[^\n]*trust_remote_code[^\n]*", InvalidConfig, "read the code first", field="trust_remote_code"),
 )
 
 
@@ -180,19 +163,7 @@ def load_error(error: BaseException, log: Sequence[str]) -> AnyEngineError | Non
     Returns:
         None for what is no failure of a load: an interruption.
     """
-    if isinstance(error, AnyEngineError):
-        return error
-    if isinstance(error, MemoryError):
-        return OutOfMemory(f"memory did not suffice: {error}")
     if not isinstance(error, (Exception, SystemExit)):
         return None
     own = "its checks failed" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
-    text = "\n".join([own, *log])
-    for cause in _CAUSES:
-        found = cause.pattern.search(text)
-        if found is not None:
-            field = cause.facts.get("field")
-            message = f"{field}: {found.group().strip()}" if field else found.group().strip()
-            return cause.error(f"{message}; {cause.advice}", **cause.facts)
-    said = f"; {log[-1]}" if log else ""
-    return EngineStartupError(f"LMDeploy did not come up: {own}{said}")
+    return load_failure(error, "LMDeploy", [f"{own}; {log[-1]}" if log else own, *log], _CAUSES)

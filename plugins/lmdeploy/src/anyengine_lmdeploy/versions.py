@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-__all__ = ["MAPPED", "installed", "parse", "unavailable"]
+from anyengine.backend.releases import installed_version, unmapped
+
+__all__ = ["MAPPED", "installed", "unavailable"]
 
 #: The release whose interface is mapped. What LMDeploy alters or drops in silence differs between releases.
 MAPPED = (0, 18)
@@ -14,16 +14,7 @@ MAPPED = (0, 18)
 
 def installed() -> str | None:
     """Version of the LMDeploy in this interpreter, None without one."""
-    try:
-        return version("lmdeploy")
-    except PackageNotFoundError:
-        return None
-
-
-def parse(text: str) -> tuple[int, ...]:
-    """The release part of a version: ``0.18.0+cu130`` is (0, 18, 0)."""
-    matched = re.match(r"\d+(?:\.\d+)*", text)
-    return tuple(int(part) for part in matched.group().split(".")) if matched else ()
+    return installed_version("lmdeploy")
 
 
 def unavailable() -> str | None:
@@ -31,7 +22,4 @@ def unavailable() -> str | None:
     found = installed()
     if found is None or find_spec("lmdeploy") is None:
         return "LMDeploy is not installed here"
-    if parse(found)[:2] != MAPPED:
-        wanted = ".".join(map(str, MAPPED))
-        return f"LMDeploy {found} is not mapped, this plugin is written for {wanted}; install that release"
-    return None
+    return unmapped("LMDeploy", found, MAPPED)

@@ -7,13 +7,13 @@ nearest base that is.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from anyengine.backend.failures import MORE_MEMORY, LoadCause, load_failure, request_failure
 from anyengine.errors import (
     AnyEngineError,
     EngineClosed,
     EngineDied,
-    EngineStartupError,
     Failure,
     InvalidConfig,
     InvalidRequest,
@@ -78,7 +78,7 @@ def _request(error: BaseException) -> AnyEngineError:
     return mapped if invalid.field is None else invalid
 
 
-#: Class → ours. Looked up along the method resolution order, so the most specific entry wins.
+#: Class → ours.
 REQUEST_ERRORS: dict[str, Callable[[BaseException], AnyEngineError]] = {
     "tensorrt_llm.executor.utils.RequestError": _request,
     "torch.OutOfMemoryError": _memory,
@@ -93,46 +93,29 @@ REQUEST_ERRORS: dict[str, Callable[[BaseException], AnyEngineError]] = {
 
 def request_error(error: BaseException) -> AnyEngineError | None:
     """Ours for what a call of TensorRT-LLM raised; None for what is not in the map: a bug of this package, or of it."""
-    if isinstance(error, AnyEngineError):
-        return error
-    for base in type(error).__mro__:
-        make = REQUEST_ERRORS.get(f"{base.__module__}.{base.__qualname__}")
-        if make is not None:
-            return make(error)
-    return None
-
-
-class _Cause:
-    """What a failed load says, and what it means."""
-
-    def __init__(self, pattern: str, error: type[AnyEngineError], advice: str, **facts: Any) -> None:
-        self.pattern = re.compile(pattern)
-        self.error = error
-        self.advice = advice
-        self.facts = facts
+    return request_failure(error, REQUEST_ERRORS)
 
 
 #: The first that is found counts.
 _CAUSES = (
-    _Cause(
+    LoadCause(
         r"(?i)[^\n]*(CUDA out of memory|OutOfMemory|bad_alloc|failed to allocate|insufficient memory)[^\n]*",
         OutOfMemory,
-        "give the engine more (kv_cache.gpu_memory_fraction), or ask for less (kv_cache.capacity_tokens, "
-        "max_model_len, scheduling.max_num_seqs)",
+        MORE_MEMORY,
     ),
-    _Cause(
+    LoadCause(
         r"(?i)[^\n]*(unknown architecture|architecture[^\n]*not supported|unsupported model)[^\n]*",
         UnsupportedParameter,
         "TensorRT-LLM has no implementation of this model",
         field="model",
     ),
-    _Cause(
+    LoadCause(
         r"(?i)[^\n]*max_seq_len[^\n]*(exceed|larger|greater)[^\n]*",
         InvalidConfig,
         "the model's context is shorter",
         field="max_model_len",
     ),
-    _Cause(
+    LoadCause(
         r"(?i)[^\n]*quant(ization|_algo)[^\n]*not supported[^\n]*",
         UnsupportedParameter,
         "it does not fit the checkpoint or the device",
@@ -143,20 +126,9 @@ _CAUSES = (
 
 def load_error(error: BaseException) -> AnyEngineError | None:
     """Ours for a load that failed; None for what is no failure of a load: an interruption."""
-    if isinstance(error, AnyEngineError):
-        return error
-    if isinstance(error, MemoryError):
-        return OutOfMemory(f"memory did not suffice: {error}")
     if not isinstance(error, Exception):
         return None
-    own = f"{type(error).__name__}: {error}"
-    for cause in _CAUSES:
-        found = cause.pattern.search(own)
-        if found is not None:
-            field = cause.facts.get("field")
-            message = f"{field}: {found.group().strip()}" if field else found.group().strip()
-            return cause.error(f"{message}; {cause.advice}", **cause.facts)
-    return EngineStartupError(f"TensorRT-LLM did not come up: {own}")
+    return load_failure(error, "TensorRT-LLM", [f"{type(error).__name__}: {error}"], _CAUSES)
 
 
 def mapped(error: Exception, request: TokenRequest | None = None) -> Exception:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from anyengine.backend import QuantizeReport
 from anyengine.backend.quantizing import Cancelled, group_size, load_model, save_checkpoint, tool_versions, unfit
+from anyengine.backend.releases import release
 from anyengine.errors import OutOfMemory, UnsupportedParameter
-
-from anyengine_trtllm import versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +45,7 @@ _TOOLS = ("nvidia-modelopt", "tensorrt-llm", "torch", "transformers")
 def installed() -> bool:
     """Whether the toolchain is in this interpreter; imports nothing of it."""
     try:
-        return find_spec("modelopt") is not None and versions.parse(version("nvidia-modelopt"))[:2] == _RELEASE
+        return find_spec("modelopt") is not None and release(version("nvidia-modelopt"))[:2] == _RELEASE
     except PackageNotFoundError:
         return False
 

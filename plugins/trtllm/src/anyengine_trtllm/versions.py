@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-__all__ = ["MAPPED", "installed", "parse", "unavailable"]
+from anyengine.backend.releases import installed_version, unmapped
+
+__all__ = ["MAPPED", "installed", "unavailable"]
 
 #: The release whose interface is mapped. Samplers, log-probabilities and speculation change between releases, and a
 #: parameter that another release ignores in silence would break the promise of this package.
@@ -15,16 +15,7 @@ MAPPED = (1, 2)
 
 def installed() -> str | None:
     """Version of the TensorRT-LLM in this interpreter, None without one."""
-    try:
-        return version("tensorrt-llm")
-    except PackageNotFoundError:
-        return None
-
-
-def parse(text: str) -> tuple[int, ...]:
-    """The release part of a version: ``1.2.1rc0+cu130`` is (1, 2, 1)."""
-    matched = re.match(r"\d+(?:\.\d+)*", text)
-    return tuple(int(part) for part in matched.group().split(".")) if matched else ()
+    return installed_version("tensorrt-llm")
 
 
 def unavailable() -> str | None:
@@ -32,7 +23,4 @@ def unavailable() -> str | None:
     found = installed()
     if found is None or find_spec("tensorrt_llm") is None:
         return "TensorRT-LLM is not installed here; docs/engines/trtllm.md says how, on a machine that can run it"
-    if parse(found)[:2] != MAPPED:
-        wanted = ".".join(map(str, MAPPED))
-        return f"TensorRT-LLM {found} is not mapped, this plugin is written for {wanted}; install that release"
-    return None
+    return unmapped("TensorRT-LLM", found, MAPPED)

@@ -7,12 +7,12 @@ nearest base that is. ``tests/test_errors.py`` holds the map against every excep
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from anyengine.backend.failures import MORE_MEMORY, LoadCause, load_failure, request_failure
 from anyengine.errors import (
     AnyEngineError,
     EngineDied,
-    EngineStartupError,
     Failure,
     InvalidConfig,
     InvalidRequest,
@@ -72,7 +72,7 @@ def _failed(error: BaseException) -> AnyEngineError:
     return Failure(f"vLLM failed on the request: {type(error).__name__}: {error}")
 
 
-#: Class → ours. Looked up along the method resolution order, so the most specific entry wins.
+#: Class → ours.
 REQUEST_ERRORS: dict[str, Callable[[BaseException], AnyEngineError]] = {
     "vllm.v1.engine.exceptions.EngineDeadError": _died,
     "vllm.v1.engine.exceptions.EngineGenerateError": _failed,
@@ -101,61 +101,39 @@ REQUEST_ERRORS: dict[str, Callable[[BaseException], AnyEngineError]] = {
 
 def request_error(error: BaseException) -> AnyEngineError | None:
     """Ours for what a call of vLLM raised; None for what is not in the map: a bug of this package, or of vLLM."""
-    if isinstance(error, AnyEngineError):
-        return error
-    name = f"{type(error).__module__}.{type(error).__qualname__}"
-    if name.endswith(".EngineGenerateError") and error.__cause__ is not None:
+    if type(error).__qualname__ == "EngineGenerateError" and error.__cause__ is not None:
         # It says nothing itself; what went wrong is its cause.
         return request_error(error.__cause__) or _failed(error.__cause__)
-    for base in type(error).__mro__:
-        make = REQUEST_ERRORS.get(f"{base.__module__}.{base.__qualname__}")
-        if make is not None:
-            return make(error)
-    return None
+    return request_failure(error, REQUEST_ERRORS)
 
-
-class _Cause:
-    """What a failed load says in its log or its exception, and what it means."""
-
-    def __init__(self, pattern: str, error: type[AnyEngineError], advice: str, **facts: Any) -> None:
-        self.pattern = re.compile(pattern)
-        self.error = error
-        self.advice = advice
-        self.facts = facts
-
-
-_MEMORY_ADVICE = (
-    "give the engine more (kv_cache.gpu_memory_fraction), or ask for less "
-    "(kv_cache.capacity_tokens, max_model_len, scheduling.max_num_seqs)"
-)
 
 #: The first that is found counts.
 _CAUSES = (
-    _Cause(
+    LoadCause(
         r"(?i)(CUDA out of memory|OutOfMemoryError|can't allocate memory|not enough memory)[^\n]*",
         OutOfMemory,
-        _MEMORY_ADVICE,
+        MORE_MEMORY,
     ),
-    _Cause(
+    LoadCause(
         r"(?i)(Free memory on device|Available memory on node|No available memory for the cache|"
         r"KV cache is needed|larger than the available KV cache memory)[^\n]*",
         OutOfMemory,
-        _MEMORY_ADVICE,
+        MORE_MEMORY,
     ),
-    _Cause(
+    LoadCause(
         r"Model architectures? [^\n]*not supported[^\n]*|[^\n]*has no vLLM implementation[^\n]*|"
         r"[^\n]*does not recognize this architecture[^\n]*",
         UnsupportedParameter,
         "vLLM has no implementation of this model",
         field="model",
     ),
-    _Cause(
+    LoadCause(
         r"User-specified max_model_len[^\n]*|max_model_len[^\n]*is greater than the derived[^\n]*",
         InvalidConfig,
         "the model's context is shorter",
         field="max_model_len",
     ),
-    _Cause(
+    LoadCause(
         r"(?i)[^\n]*(?:quantization method|quantization)[^\n]*(?:does not match|not supported|Unknown)[^\n]*",
         UnsupportedParameter,
         "it does not fit the checkpoint or the device",
@@ -174,21 +152,10 @@ def load_error(error: BaseException, log: Sequence[str]) -> AnyEngineError | Non
     Returns:
         None for what is no failure of a load: an interruption.
     """
-    if isinstance(error, AnyEngineError):
-        return error
-    if isinstance(error, MemoryError):
-        return OutOfMemory(f"memory did not suffice: {error}")
     if not isinstance(error, Exception):
         return None
     own = f"{type(error).__name__}: {error}"
-    text = "\n".join([own, *log])
-    for cause in _CAUSES:
-        found = cause.pattern.search(text)
-        if found is not None:
-            field = cause.facts.get("field")
-            message = f"{field}: {found.group().strip()}" if field else found.group().strip()
-            return cause.error(f"{message}; {cause.advice}", **cause.facts)
-    return EngineStartupError(f"vLLM did not come up: {_root(log) or own}")
+    return load_failure(error, "vLLM", [_root(log) or own, own, *log], _CAUSES)
 
 
 def _root(log: Sequence[str]) -> str | None:

@@ -5,10 +5,10 @@ Reads package metadata only; whatever needs vLLM's classes gets them as argument
 
 from __future__ import annotations
 
-import re
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
+
+from anyengine.backend.releases import installed_version, release
 
 __all__ = [
     "OLDEST",
@@ -18,7 +18,6 @@ __all__ = [
     "kv_cache_dtypes",
     "limited_sampler",
     "missing_parts",
-    "parse",
     "quantization",
     "seeded_chunks_kill",
     "unavailable",
@@ -36,18 +35,7 @@ _LAST_WITH_BITSANDBYTES = (0, 25)
 
 def installed() -> str | None:
     """Version of the vLLM in this interpreter, None without one."""
-    for name in _DISTRIBUTIONS:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return None
-
-
-def parse(text: str) -> tuple[int, ...]:
-    """The release part of a version: ``0.25.1+cpu`` is (0, 25, 1)."""
-    matched = re.match(r"\d+(?:\.\d+)*", text)
-    return tuple(int(part) for part in matched.group().split(".")) if matched else ()
+    return installed_version(*_DISTRIBUTIONS)
 
 
 def cpu_build() -> bool:
@@ -55,11 +43,7 @@ def cpu_build() -> bool:
     found = installed()
     if found is None:
         return False
-    try:
-        version("vllm")
-    except PackageNotFoundError:
-        return True
-    return "+cpu" in found
+    return installed_version("vllm") is None or "+cpu" in found
 
 
 def unavailable() -> str | None:
@@ -67,7 +51,7 @@ def unavailable() -> str | None:
     found = installed()
     if found is None or find_spec("vllm") is None:
         return "vLLM is not installed here"
-    if parse(found) < OLDEST:
+    if release(found) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         return f"vLLM {found} is too old, {oldest} is the oldest that this plugin maps; install a newer one"
     return None
@@ -76,7 +60,7 @@ def unavailable() -> str | None:
 def quantization(found: str | None) -> frozenset[str]:
     """Schemes that vLLM takes while loading: ``fp8`` makes them of any checkpoint, the rest name a checkpoint's own."""
     schemes = {"awq", "compressed-tensors", "fp8", "gptq"}
-    if found is None or (parse(found)[:2] <= _LAST_WITH_BITSANDBYTES and find_spec("bitsandbytes") is not None):
+    if found is None or (release(found)[:2] <= _LAST_WITH_BITSANDBYTES and find_spec("bitsandbytes") is not None):
         # A package of its own, which vLLM does not bring.
         schemes.add("bitsandbytes")
     return frozenset(schemes)
