@@ -34,6 +34,7 @@ class Library:
         lora_request: ``LoRARequest``.
         stat_logger: ``PrometheusStatLogger``.
         platform: ``current_platform``.
+        serving: the usage for whose sizes vLLM is asked: those of its server.
         logging: its configuration of ``logging``; None where it has none under the name that we know.
     """
 
@@ -48,6 +49,7 @@ class Library:
     lora_request: Any
     stat_logger: Any
     platform: Any
+    serving: Any
     logging: dict[str, Any] | None
 
 
@@ -67,6 +69,7 @@ def load_library() -> Library:
         async_llm = import_module("vllm.v1.engine.async_llm")
         loggers = import_module("vllm.v1.metrics.loggers")
         logger = import_module("vllm.logger")
+        usage = import_module("vllm.usage.usage_lib")
     except (ImportError, OSError) as error:
         raise EngineStartupError(f"vLLM cannot be imported: {error}") from error
     missing = versions.missing_parts(sampling.SamplingParams)
@@ -87,6 +90,7 @@ def load_library() -> Library:
         lora_request=lora.LoRARequest,
         stat_logger=loggers.PrometheusStatLogger,
         platform=platforms.current_platform,
+        serving=usage.UsageContext.OPENAI_API_SERVER,
         logging=getattr(logger, "DEFAULT_LOGGING_CONFIG", None),
     )
 
