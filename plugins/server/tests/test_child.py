@@ -94,6 +94,26 @@ async def test_what_does_not_end_is_killed_with_all_that_it_started():
     assert not any(map(there, every))
 
 
+async def test_a_child_is_found_whose_parent_dies_in_the_moment_of_the_search(monkeypatch, tmp_path: Path):
+    guard = tmp_path / "guard.py"
+    guard.write_text("""
+import sys
+from anyengine_server import guard
+search, searches = guard._descendants, []
+def late(pid):
+    searches.append(pid)
+    return search(pid)[: 1 if len(searches) == 1 else None]  # the server, whose child was ours a moment too late
+guard._descendants = late
+raise SystemExit(guard.main(sys.argv[1:]))
+""")
+    monkeypatch.setattr("anyengine_server.child._GUARD", guard)
+    process = await start("--stubborn")
+    every = await pids(process)
+    await asyncio.wait_for(process.stop(patience=0), 30)
+    assert process.exit_status == 128 + signal.SIGKILL
+    assert not any(map(there, every))
+
+
 async def test_an_end_is_told_with_its_status_and_last_words():
     process = await start(source="print('what went wrong'); raise SystemExit(7)")
 

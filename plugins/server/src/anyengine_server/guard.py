@@ -51,8 +51,10 @@ def main(command: list[str]) -> int:
         if woken in ready:
             os.read(woken, 4096)
         status = child.poll()
-    _end_all(child.pid)
-    status = child.wait() if status is None else status
+    ended = _end_all(child.pid)
+    status = ended if status is None else status
+    if status is None:  # a driver holds it: it ends when that lets it go
+        status = child.wait()
     return status if status >= 0 else 128 - status
 
 
@@ -60,24 +62,31 @@ def _noted(signum: int, frame: object) -> None:
     """Only the wake-up byte matters."""
 
 
-def _end_all(group: int) -> None:
+def _end_all(server: int) -> int | None:
+    """Kill the server's group and every descendant, also those that left the group, and reap them.
+
+    It ends when there is nothing left to reap. A look at what runs is not enough: what a server leaves that dies in
+    that moment is not below it any more, and was not yet below us when that was read.
+
+    Returns:
+        The exit status of the server, if it was reaped here.
+    """
     deadline = time.monotonic() + _PATIENCE
+    status: int | None = None
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
-            os.killpg(group, signal.SIGKILL)
-        below = _descendants(os.getpid())
-        for pid in below:
+            os.killpg(server, signal.SIGKILL)
+        for pid in _descendants(os.getpid()):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            # Not the server itself: its status is asked for later.
-            for pid in below:
-                if pid != group:
-                    with contextlib.suppress(ChildProcessError):
-                        os.waitpid(pid, os.WNOHANG)
-        if set(below) <= {group}:
-            return
+        try:
+            while (reaped := os.waitpid(-1, os.WNOHANG))[0]:
+                if reaped[0] == server:
+                    status = os.waitstatus_to_exitcode(reaped[1])
+        except ChildProcessError:
+            break
         time.sleep(0.01)
+    return status
 
 
 def _descendants(pid: int) -> list[int]:
