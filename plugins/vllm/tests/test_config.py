@@ -186,6 +186,19 @@ def test_four_bit_weights_on_a_cpu_are_not_computed_in_float32(model):
     assert engine_arguments(EngineConfig(dtype="float32"), model, "cpu").values["dtype"] == "float32"
 
 
+def test_eight_bit_activations_on_a_cpu_with_amx_are_not_computed_in_float32(model):
+    bits = {"num_bits": 8, "type": "int", "strategy": "channel"}
+    activations = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
+    groups = {"group_0": {"weights": bits, "input_activations": activations}}
+    stated = {"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": groups}
+    quantised = replace(model, config={**VOCABULARY, "quantization_config": stated})
+    with pytest.raises(UnsupportedParameter) as caught:
+        engine_arguments(EngineConfig(dtype="float32"), quantised, "cpu", amx=True)
+    assert (caught.value.field, caught.value.supported) == ("dtype", ["auto", "bfloat16", "float16"])
+    for dtype, amx in (("float32", False), ("bfloat16", True)):
+        assert engine_arguments(EngineConfig(dtype=dtype), quantised, "cpu", amx=amx).values["dtype"] == dtype
+
+
 def test_speculation_by_ngrams(arguments, contracts):
     wanted = {"method": "ngram", "num_speculative_tokens": 5, "ngram_min": 2, "ngram_max": 3}
     values = arguments(speculative=wanted).values["speculative_config"]

@@ -26,6 +26,7 @@ async def test_sizes_that_are_left_out_are_those_of_vllms_server(monkeypatch, tm
         engine_args=Arguments,
         argument_names=frozenset(),
         platform=SimpleNamespace(device_type="cpu"),
+        amx=False,
         serving="server",
         logging=None,
         **dict.fromkeys(

@@ -141,18 +141,26 @@ def _check_cpu(config: EngineConfig) -> None:
         )
 
 
-def check_stored(config: EngineConfig, model: ModelFiles, device: str) -> None:
-    """Refuse a data type that the kernel of the checkpoint's scheme does not compute in.
+def check_stored(config: EngineConfig, model: ModelFiles, *, amx: bool) -> None:
+    """Refuse a data type that vLLM's kernel for CPUs of the checkpoint's scheme does not compute in.
 
-    The 4-bit kernel for CPUs (``cpu_gemm_wna16`` of 0.32) takes bfloat16; with float32 the engine's core dies in the
-    first step.
+    The 4-bit kernel (``cpu_gemm_wna16`` of 0.32) takes bfloat16, and the 8-bit one for processors with matrix tiles
+    (``int8_scaled_mm_with_quant``) bfloat16 or float16: with float32 the engine's core dies in the first step.
 
     Raises:
         UnsupportedParameter: names the field.
     """
     stored = read_stored(model.path, model.config)
-    if device == "cpu" and config.dtype == "float32" and stored is not None and "int4-w4a16" in stored.schemes:
+    if config.dtype != "float32" or stored is None:
+        return
+    if "int4-w4a16" in stored.schemes:
         raise unsupported("dtype", "vLLM's 4-bit kernel on a CPU does not compute in float32", {"auto", "bfloat16"})
+    if "int8-w8a8" in stored.schemes and amx:
+        raise unsupported(
+            "dtype",
+            "vLLM's 8-bit kernel on a CPU with AMX does not compute in float32",
+            {"auto", "bfloat16", "float16"},
+        )
 
 
 def check_embed(config: EngineConfig) -> None:

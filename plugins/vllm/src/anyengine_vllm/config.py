@@ -47,20 +47,22 @@ class Arguments:
     environment: dict[str, str] = field(default_factory=dict[str, str])
 
 
-def engine_arguments(config: EngineConfig, model: ModelFiles, device: str) -> Arguments:
+def engine_arguments(config: EngineConfig, model: ModelFiles, device: str, *, amx: bool = False) -> Arguments:
     """Map every field.
 
     Args:
         config: within the declared capabilities.
         model: the checkpoint on disk.
         device: ``cpu`` or ``cuda``: what the installed vLLM computes on.
+        amx: whether the processor has matrix tiles, on a CPU.
 
     Raises:
         UnsupportedParameter: a field cannot be honoured with this device or task.
         InvalidConfig: fields that contradict one another.
     """
     check_device(config, device)
-    check_stored(config, model, device)
+    if device == "cpu":
+        check_stored(config, model, amx=amx)
     values: dict[str, Any] = {
         "model": str(model.path),
         "tokenizer": str(model.tokenizer_path),

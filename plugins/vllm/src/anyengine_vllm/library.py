@@ -34,6 +34,7 @@ class Library:
         lora_request: ``LoRARequest``.
         stat_logger: ``PrometheusStatLogger``.
         platform: ``current_platform``.
+        amx: whether vLLM finds the processor's matrix tiles (AMX), for which it has other kernels.
         serving: the usage for whose sizes vLLM is asked: those of its server.
         logging: its configuration of ``logging``; None where it has none under the name that we know.
     """
@@ -49,6 +50,7 @@ class Library:
     lora_request: Any
     stat_logger: Any
     platform: Any
+    amx: bool
     serving: Any
     logging: dict[str, Any] | None
 
@@ -70,6 +72,7 @@ def load_library() -> Library:
         loggers = import_module("vllm.v1.metrics.loggers")
         logger = import_module("vllm.logger")
         usage = import_module("vllm.usage.usage_lib")
+        torch = import_module("torch")
     except (ImportError, OSError) as error:
         raise EngineStartupError(f"vLLM cannot be imported: {error}") from error
     missing = versions.missing_parts(sampling.SamplingParams)
@@ -90,6 +93,7 @@ def load_library() -> Library:
         lora_request=lora.LoRARequest,
         stat_logger=loggers.PrometheusStatLogger,
         platform=platforms.current_platform,
+        amx=bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)()),
         serving=usage.UsageContext.OPENAI_API_SERVER,
         logging=getattr(logger, "DEFAULT_LOGGING_CONFIG", None),
     )

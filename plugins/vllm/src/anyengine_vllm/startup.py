@@ -98,7 +98,7 @@ def _build(config: EngineConfig, model: ModelFiles, log: ErrorLog, before: set[B
     """Blocks for as long as the model loads."""
     library = load_library()
     device = _device(library)
-    arguments = engine_arguments(config, model, device)
+    arguments = engine_arguments(config, model, device, amx=library.amx)
     check_native(config.native, library.argument_names)
     _check_process(config, library)
     recorder = StatsRecorder()
