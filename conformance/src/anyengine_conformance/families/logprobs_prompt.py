@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anyengine import SamplingParams, UnsupportedParameter
 from anyengine.request import MAX_LOGPROBS
@@ -105,6 +105,26 @@ async def prompt_cached_or_not(t: Context) -> None:
         missing = [place for place, entry in enumerate(entries) if entry is None]
         t.equal((len(entries), missing), (len(answer.prompt_token_ids), [0]), "(entries, places without one)")
         await close_to_oracle(t, answer.prompt_token_ids, entries)
+
+
+@check(
+    "logprobs.prompt-in-streams",
+    must="Streams of several tokens, and completions with a stop string, end with the prompt's log-probabilities too.",
+    advice="keep them from the step that computes them until the finish: an engine has none in its later outputs",
+    needs=("prompt_logprobs",),
+    tier="extension",
+)
+async def prompt_in_streams(t: Context) -> None:
+    asked: dict[str, Any] = {"max_tokens": 8, "prompt_logprobs": 0, "sampling": SamplingParams(), **t.unending}
+    ids = [None, *(await t.engine.tokenize(t.prompt))[1:]]
+    finish = (await t.stream(**asked)).finish
+    answer = await t.generate(stop=["no model says this"], **asked)
+    for what, entries in (
+        ("a stream", None if finish is None else finish.prompt_logprobs),
+        ("a completion with a stop string", answer.prompt_logprobs),
+    ):
+        seen = [None if entry is None else entry.token_id for entry in entries or []]
+        t.equal(seen, ids, f"token ids of the prompt's entries of {what}")
 
 
 @check(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
     from anyengine import Chunk, Completion, Score
+    from anyengine.backend import TokenDelta, TokenRequest
     from anyengine.outputs import TokenLogprobs
 
 
@@ -219,6 +220,17 @@ class PromptAlternativesCut(BrokenEngine):
     def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         many = options.get("prompt_logprobs") == 21  # noqa: PLR2004 one more than the simulated engine has
         return prompt, {**options, "prompt_logprobs": 20} if many else options
+
+
+@fault("logprobs.prompt-in-streams", "the prompt's entries are lost with the second output")
+class LostWithTheSecond(BrokenBackend):
+    async def stream(self, request: TokenRequest) -> AsyncGenerator[TokenDelta]:
+        outputs = 0
+        async for delta in self.inner.stream(request):
+            outputs += 1
+            if outputs > 1 and delta.finish is not None:
+                delta = replace(delta, finish=replace(delta.finish, prompt_logprobs=None))  # noqa: PLW2901
+            yield delta
 
 
 @fault("logprobs.prompt-cached-or-not", "what was found in the prefix cache has no entries")
