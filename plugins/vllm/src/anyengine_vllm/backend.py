@@ -173,7 +173,7 @@ class VllmBackend(Backend):
         if self._closed:
             yield TokenDelta([], None, TokenFinish("abort"))
             return
-        prompt_entries: list[Any] | None = None
+        prompt_entries: Sequence[Any] | None = None
         self._live.add(request.id)
         try:
             async for output in self._llm.generate(
@@ -183,8 +183,8 @@ class VllmBackend(Backend):
                 lora_request=self._adapters.find(request.lora),
                 priority=request.priority,
             ):
-                if output.prompt_logprobs is not None and request.prompt_logprobs is not None:
-                    prompt_entries = output.prompt_logprobs
+                if prompt_entries is None:
+                    prompt_entries = outputs.whole_prompt(output, request)
                 if output.finished:
                     self._live.discard(request.id)
                 yield outputs.delta(output, request, prompt_entries)

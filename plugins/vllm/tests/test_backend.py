@@ -1,0 +1,72 @@
+"""The loaded engine over a scripted ``AsyncLLM``: what it makes of vLLM's answers."""
+
+from types import SimpleNamespace
+
+import pytest
+from anyengine import EngineConfig, SamplingParams
+from anyengine.backend import TokenRequest
+from anyengine_vllm.backend import VllmBackend
+from anyengine_vllm.stats import StatsRecorder
+
+#: A prompt of three tokens, and what vLLM says of it.
+PROMPT = [5, 6, 7]
+ENTRIES = [None, {6: SimpleNamespace(logprob=-1.0)}, {7: SimpleNamespace(logprob=-2.0)}]
+
+
+def output(token_ids, prompt_logprobs, finish_reason=None):
+    sequence = SimpleNamespace(token_ids=token_ids, finish_reason=finish_reason, logprobs=None)
+    return SimpleNamespace(
+        outputs=[sequence],
+        prompt_logprobs=prompt_logprobs,
+        finished=finish_reason is not None,
+        num_cached_tokens=0,
+    )
+
+
+@pytest.fixture
+def backend():
+    """``backend(outputs, config fields)``: loaded, and answering every request with the outputs."""
+
+    def make(answers=(), **fields):
+        async def generate(*_, **__):
+            for answer in answers:
+                yield answer
+
+        config = EngineConfig(**fields)
+        cache = {"block_size": 16, "num_gpu_blocks": 65, "enable_prefix_caching": True}
+        vllm_config = SimpleNamespace(
+            cache_config=SimpleNamespace(**cache),
+            scheduler_config=SimpleNamespace(max_num_seqs=8, enable_chunked_prefill=False),
+            model_config=SimpleNamespace(get_vocab_size=lambda: 100, max_model_len=512, dtype="torch.float32"),
+        )
+        running = SimpleNamespace(
+            llm=SimpleNamespace(generate=generate, is_sleeping=None, vllm_config=vllm_config),
+            library=SimpleNamespace(sampling_params=dict, delta="delta", final_only="final", lora_request=dict),
+            device="cpu",
+            recorder=StatsRecorder(),
+        )
+        return VllmBackend(config, running)
+
+    return make
+
+
+async def _streamed(backend, **fields):
+    request = TokenRequest(id="r", prompt_token_ids=PROMPT, sampling=SamplingParams(), max_tokens=8, **fields)
+    return [delta async for delta in backend.stream(request)]
+
+
+async def test_a_stream_has_the_logprobs_of_the_prompt_that_came_with_its_first_output(backend):
+    answers = [output([1], ENTRIES), output([2], []), output([3], [], "length")]
+    *_, last = await _streamed(backend(answers), prompt_logprobs=0)
+    assert [entry and entry.logprob for entry in last.finish.prompt_logprobs] == [None, -1.0, -2.0]
+
+
+@pytest.mark.parametrize("entries", [[None], [], None])
+async def test_what_is_aborted_before_its_prompt_was_computed_ends_as_aborted(backend, entries):
+    (last,) = await _streamed(backend([output([], entries, "abort")]), prompt_logprobs=0)
+    assert (last.finish.reason, last.finish.prompt_logprobs) == ("abort", None)
+
+
+async def test_logprobs_of_the_prompt_are_not_given_unasked(backend):
+    (last,) = await _streamed(backend([output([1], ENTRIES, "length")]))
+    assert last.finish.prompt_logprobs is None
