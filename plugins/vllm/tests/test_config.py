@@ -1,5 +1,6 @@
 import pytest
 from anyengine import EngineConfig
+from anyengine.backend.dtypes import own_dtype
 from anyengine.errors import InvalidConfig, UnsupportedParameter
 from anyengine.hub import ModelFiles
 from anyengine_vllm.checks import OWNED, check_native
@@ -184,6 +185,40 @@ def test_four_bit_weights_on_a_cpu_are_not_computed_in_float32(model):
     for device, dtype in (("cpu", "bfloat16"), ("cuda", "float32")):
         assert engine_arguments(EngineConfig(dtype=dtype), quantised, device).values["dtype"] == dtype
     assert engine_arguments(EngineConfig(dtype="float32"), model, "cpu").values["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("own", "task"),
+    [({"dtype": "float32"}, "generate"), ({"torch_dtype": "float32"}, "embed"), ({"dtype": "bfloat16"}, "embed"),
+     ({"text_config": {"dtype": "float16"}}, "generate")],
+)  # fmt: skip
+def test_the_checkpoints_own_type_is_asked_for(model, own, task):
+    stated = replace(model, config=VOCABULARY | own)
+    values = engine_arguments(EngineConfig(task=task), stated, "cuda").values
+    assert values["dtype"] == own_dtype(own)
+    assert engine_arguments(EngineConfig(dtype="float16"), stated, "cuda").values["dtype"] == "float16"
+
+
+def test_where_a_checkpoint_names_no_type_vllm_reads_it_off_the_weights(arguments):
+    assert arguments().values["dtype"] == "auto"
+
+
+def test_a_checkpoint_in_a_type_that_vllm_does_not_compute_in_is_refused(model):
+    stated = replace(model, config=VOCABULARY | {"dtype": "float64"})
+    with pytest.raises(UnsupportedParameter, match="float64") as caught:
+        engine_arguments(EngineConfig(), stated, "cuda")
+    assert (caught.value.field, caught.value.supported) == ("dtype", ["bfloat16", "float16", "float32"])
+    assert engine_arguments(EngineConfig(dtype="float32"), stated, "cuda").values["dtype"] == "float32"
+
+
+def test_a_four_bit_checkpoint_in_float32_says_which_type_to_give_on_a_cpu(model):
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 64}
+    groups = {"group_0": {"weights": weights}}
+    stated = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
+    quantised = replace(model, config={**VOCABULARY, "quantization_config": stated, "dtype": "float32"})
+    with pytest.raises(UnsupportedParameter, match="give dtype='bfloat16'") as caught:
+        engine_arguments(EngineConfig(), quantised, "cpu")
+    assert (caught.value.field, caught.value.supported) == ("dtype", ["bfloat16"])
 
 
 def test_eight_bit_activations_on_a_cpu_with_amx_are_not_computed_in_float32(model):

@@ -90,6 +90,11 @@ FAILED = RuntimeError("Engine core initialization failed. See root cause above."
         ("ValueError: Model architectures ['X'] are not supported for now", UnsupportedParameter, "model"),
         ("ValueError: User-specified max_model_len (9) is greater than the derived max_model_len", InvalidConfig,
          "max_model_len"),
+        ("ValueError: torch.float32 is not supported for quantization method awq. Supported dtypes: [torch.float16]",
+         UnsupportedParameter, "dtype"),
+        ("ValueError: The model type 'gemma2' does not support float16. Reason: x", UnsupportedParameter, "dtype"),
+        ("ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0.",
+         UnsupportedParameter, "dtype"),
         ("ValueError: something nobody foresaw", EngineStartupError, None),
     ],
 )  # fmt: skip

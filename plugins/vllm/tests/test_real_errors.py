@@ -1,9 +1,7 @@
 """What goes wrong with vLLM is told by name, and nothing is left behind."""
 
 import asyncio
-import json
 import os
-import shutil
 import signal
 
 import pytest
@@ -30,17 +28,9 @@ def nothing_left():
     assert len(left) <= 1, left
 
 
-def _changed(folder, tmp_path, **values):
-    copy = tmp_path / "model"
-    shutil.copytree(folder, copy)
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | values))
-    return str(copy)
-
-
 @pytest.mark.usefixtures("nothing_left")
-async def test_an_unsupported_architecture_is_named(small, storyteller, tmp_path):
-    folder = _changed(storyteller, tmp_path, architectures=["NobodyKnowsForCausalLM"], model_type="nobody_knows")
+async def test_an_unsupported_architecture_is_named(small, storyteller, changed):
+    folder = changed(storyteller, architectures=["NobodyKnowsForCausalLM"], model_type="nobody_knows")
     with pytest.raises(UnsupportedParameter) as caught:
         await Engine.load("vllm", folder, **small)
     assert caught.value.field == "model"
@@ -55,8 +45,8 @@ async def test_a_context_longer_than_the_models_is_refused(small, storyteller):
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_checkpoint_without_its_weights_fails_with_the_cause(small, storyteller, tmp_path):
-    folder = _changed(storyteller, tmp_path, hidden_size=128)
+async def test_a_checkpoint_without_its_weights_fails_with_the_cause(small, storyteller, changed):
+    folder = changed(storyteller, hidden_size=128)
     with pytest.raises((EngineStartupError, ModelNotFound)) as caught:
         await Engine.load("vllm", folder, **small)
     # Not just "see the log": vLLM's process says what was wrong with a size.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from anyengine.backend.dtypes import own_dtype
 from anyengine.errors import InvalidConfig, UnsupportedParameter
 from anyengine.quantization import read_stored
 
@@ -141,26 +142,36 @@ def _check_cpu(config: EngineConfig) -> None:
         )
 
 
-def check_stored(config: EngineConfig, model: ModelFiles, *, amx: bool) -> None:
+def check_stored(dtype: str, model: ModelFiles, *, amx: bool) -> None:
     """Refuse a data type that vLLM's kernel for CPUs of the checkpoint's scheme does not compute in.
 
     The 4-bit kernel (``cpu_gemm_wna16`` of 0.32) takes bfloat16, and the 8-bit one for processors with matrix tiles
     (``int8_scaled_mm_with_quant``) bfloat16 or float16: with float32 the engine's core dies in the first step.
 
+    Args:
+        dtype: what vLLM is to compute in: asked for, or the checkpoint's own.
+        model: the checkpoint.
+        amx: whether the processor has matrix tiles.
+
     Raises:
         UnsupportedParameter: names the field.
     """
     stored = read_stored(model.path, model.config)
-    if config.dtype != "float32" or stored is None:
+    if dtype != "float32" or stored is None:
         return
     if "int4-w4a16" in stored.schemes:
-        raise unsupported("dtype", "vLLM's 4-bit kernel on a CPU does not compute in float32", {"auto", "bfloat16"})
-    if "int8-w8a8" in stored.schemes and amx:
-        raise unsupported(
-            "dtype",
-            "vLLM's 8-bit kernel on a CPU with AMX does not compute in float32",
-            {"auto", "bfloat16", "float16"},
-        )
+        kernel, takes = "4-bit kernel on a CPU", {"bfloat16"}
+    elif "int8-w8a8" in stored.schemes and amx:
+        kernel, takes = "8-bit kernel on a CPU with AMX", {"bfloat16", "float16"}
+    else:
+        return
+    own = own_dtype(model.config)
+    whose = ", which the checkpoint is in" if own == dtype else ""
+    raise unsupported(
+        "dtype",
+        f"vLLM's {kernel} does not compute in float32{whose}; give dtype='bfloat16'",
+        takes | ({"auto"} if own in {None, *takes} else set()),
+    )
 
 
 def check_embed(config: EngineConfig) -> None:

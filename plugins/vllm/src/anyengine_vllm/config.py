@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from anyengine.backend.adapters import check_adapter_rank
+from anyengine.backend.dtypes import own_dtype
 from anyengine.errors import InvalidConfig
 
 from anyengine_vllm import versions
-from anyengine_vllm.capabilities import MAX_LOGPROBS
+from anyengine_vllm.capabilities import DTYPES, MAX_LOGPROBS
 from anyengine_vllm.checks import check_device, check_embed, check_stored, unsupported
 
 if TYPE_CHECKING:
@@ -61,15 +62,16 @@ def engine_arguments(config: EngineConfig, model: ModelFiles, device: str, *, am
         InvalidConfig: fields that contradict one another.
     """
     check_device(config, device)
+    dtype = _dtype(config, model)
     if device == "cpu":
-        check_stored(config, model, amx=amx)
+        check_stored(dtype, model, amx=amx)
     values: dict[str, Any] = {
         "model": str(model.path),
         "tokenizer": str(model.tokenizer_path),
         # Prompts are token ids; only the compiler of structures needs a tokenizer.
         "skip_tokenizer_init": config.task == "embed",
         "trust_remote_code": config.trust_remote_code,
-        "dtype": config.dtype,
+        "dtype": dtype,
         "runner": "generate" if config.task == "generate" else "pooling",
         "tensor_parallel_size": config.parallel.tensor,
         "pipeline_parallel_size": config.parallel.pipeline,
@@ -111,6 +113,19 @@ def engine_arguments(config: EngineConfig, model: ModelFiles, device: str, *, am
     if config.kv_cache.capacity_tokens is not None:
         values |= _blocks(config, device, config.kv_cache.capacity_tokens)
     return Arguments(values | dict(config.native), _environment(config))
+
+
+def _dtype(config: EngineConfig, model: ModelFiles) -> str:
+    """As asked, else the checkpoint's; where that says none, vLLM reads it off the weights.
+
+    Its own ``auto`` is another: it turns float32 into 16 bits, and goes on in another type where it has not this one.
+    """
+    own = own_dtype(model.config)
+    if config.dtype != "auto" or own is None:
+        return config.dtype
+    if own not in DTYPES:
+        raise unsupported("dtype", f"the checkpoint is {own}, which vLLM does not compute in; ask for one", DTYPES)
+    return own
 
 
 def _seed(config: EngineConfig) -> int:

@@ -134,6 +134,13 @@ _CAUSES = (
         field="max_model_len",
     ),
     LoadCause(
+        r"[^\n]*is not supported for quantization method[^\n]*|The model type [^\n]*does not support float16[^\n]*|"
+        r"Bfloat16 is only supported on[^\n]*",
+        UnsupportedParameter,
+        "give another; auto is the checkpoint's own",
+        field="dtype",
+    ),
+    LoadCause(
         r"(?i)[^\n]*(?:quantization method|quantization)[^\n]*(?:does not match|not supported|Unknown)[^\n]*",
         UnsupportedParameter,
         "it does not fit the checkpoint or the device",
