@@ -65,7 +65,7 @@ MAPPED = [
     ({"native": {"swap_space": 1}}, "swap_space", 1),
     ({}, "generation_config", "vllm"),
     ({}, "scheduling_policy", "priority"),
-    ({}, "structured_outputs_config", {"backend": "guidance"}),
+    ({}, "structured_outputs_config", {"backend": "guidance", "enable_in_reasoning": True}),
     ({}, "enable_sleep_mode", True),
 ]
 
@@ -82,7 +82,7 @@ def test_every_argument_exists_in_every_version(arguments, contracts, tmp_path):
     names |= set(arguments(lora={}).values)
     for version, facts in contracts.items():
         assert names - set(facts["fields"]["AsyncEngineArgs"]) == set(), version
-        assert "backend" in facts["fields"]["StructuredOutputsConfig"]
+        assert {"backend", "enable_in_reasoning"} <= set(facts["fields"]["StructuredOutputsConfig"])
 
 
 def test_values_that_are_named_exist_in_every_version(contracts):

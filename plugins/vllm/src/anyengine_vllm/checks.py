@@ -49,6 +49,7 @@ OWNED: Mapping[str, str] = {
     "override_generation_config": "",
     "pipeline_parallel_size": "parallel.pipeline",
     "quantization": "quantization",
+    "reasoning_parser": "",
     "revision": "revision",
     "runner": "task",
     "scheduling_policy": "",

@@ -104,8 +104,9 @@ def engine_arguments(config: EngineConfig, model: ModelFiles, device: str, *, am
         check_embed(config)
         values["convert"] = "embed"
     else:
-        # Of vLLM's backends this is the one whose grammars are Lark's.
-        values["structured_outputs_config"] = {"backend": "guidance"}
+        # Of vLLM's backends this is the one whose grammars are Lark's. For some models (gpt-oss) vLLM parses reasoning
+        # unasked, and constrains nothing before that has ended: a constraint here is of the whole answer.
+        values["structured_outputs_config"] = {"backend": "guidance", "enable_in_reasoning": True}
     if config.speculative is not None:
         values["speculative_config"] = _speculative(config, model)
     if config.lora is not None:
