@@ -56,7 +56,12 @@ async def test_a_checkpoint_without_its_weights_fails_with_the_cause(small, stor
 
 @pytest.mark.parametrize(
     ("native", "words"),
-    [({"max_model_len": 3}, "use max_model_len"), ({"no_such_thing": 1}, "no engine argument"), ({"seed": 3}, "seed")],
+    [
+        ({"logits_processors": []}, "what the fields of anyengine mean"),
+        ({"max_model_len": 3}, "use max_model_len"),
+        ({"no_such_thing": 1}, "no engine argument"),
+        ({"seed": 3}, "seed"),
+    ],
 )
 async def test_native_options_that_clash_or_do_not_exist_are_refused(small, storyteller, native, words):
     with pytest.raises(InvalidConfig) as caught:

@@ -32,10 +32,13 @@ OWNED: Mapping[str, str] = {
     "enable_sleep_mode": "",
     "block_size": "kv_cache.block_size",
     "device_ids": "devices",
+    "diffusion_config": "",
     "enforce_eager": "execution",
     "generation_config": "",
     "gpu_memory_utilization": "kv_cache.gpu_memory_fraction",
     "kv_cache_dtype": "kv_cache.dtype",
+    "kv_cache_dtype_skip_layers": "kv_cache.dtype",
+    "logits_processors": "",
     "logprobs_mode": "",
     "max_cpu_loras": "lora",
     "max_logprobs": "",
@@ -45,10 +48,12 @@ OWNED: Mapping[str, str] = {
     "max_num_batched_tokens": "scheduling.max_num_batched_tokens",
     "max_num_seqs": "scheduling.max_num_seqs",
     "model": "model",
+    "model_weights": "model",
     "num_gpu_blocks_override": "kv_cache.capacity_tokens",
     "override_generation_config": "",
     "pipeline_parallel_size": "parallel.pipeline",
     "quantization": "quantization",
+    "quantization_config": "quantization",
     "reasoning_parser": "",
     "revision": "revision",
     "runner": "task",
@@ -63,7 +68,9 @@ OWNED: Mapping[str, str] = {
     "tensor_parallel_size": "parallel.tensor",
     "tokenizer": "tokenizer",
     "tokenizer_revision": "tokenizer_revision",
+    "tokens_only": "",
     "trust_remote_code": "trust_remote_code",
+    "watermark_config": "",
 }
 
 
@@ -79,7 +86,7 @@ def check_native(native: Mapping[str, Any], known: Collection[str]) -> None:
     """
     for name in native:
         if name in OWNED:
-            instead = f"use {OWNED[name]}" if OWNED[name] else "anyengine sets it, and its semantics depend on it"
+            instead = f"use {OWNED[name]}" if OWNED[name] else "it changes what the fields of anyengine mean"
             raise InvalidConfig(f"native.{name}: {instead}", field=f"native.{name}")
         if name not in known:
             raise InvalidConfig(f"native.{name}: vLLM has no engine argument of that name", field=f"native.{name}")
