@@ -188,6 +188,15 @@ def test_four_bit_weights_on_a_cpu_are_not_computed_in_float32(model):
     assert engine_arguments(EngineConfig(dtype="float32"), model, "cpu").values["dtype"] == "float32"
 
 
+def test_a_proposer_in_whose_place_vllm_would_load_another_model_is_refused(model, tmp_path):
+    proposer = replace(model, config=VOCABULARY | {"speculators_config": {"verifier": {"name_or_path": "other"}}})
+    with pytest.raises(UnsupportedParameter, match=r"speculative\.model") as caught:
+        engine_arguments(EngineConfig(), proposer, "cuda")
+    assert caught.value.field == "model"
+    config = EngineConfig(speculative={"method": "eagle3", "model": "d"})
+    assert engine_arguments(config, replace(model, draft=proposer), "cuda").values["speculative_config"]
+
+
 @pytest.mark.parametrize(
     ("own", "task"),
     [({"dtype": "float32"}, "generate"), ({"torch_dtype": "float32"}, "embed"), ({"dtype": "bfloat16"}, "embed"),

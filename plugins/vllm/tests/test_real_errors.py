@@ -37,6 +37,13 @@ async def test_an_unsupported_architecture_is_named(small, storyteller, changed)
     assert caught.value.__cause__ is not None
 
 
+async def test_a_proposer_is_not_replaced_by_the_model_that_it_is_for(small, storyteller, changed):
+    folder = changed(storyteller, speculators_config={"verifier": {"name_or_path": str(storyteller)}})
+    with pytest.raises(UnsupportedParameter, match="speculators_config") as caught:
+        await Engine.load("vllm", folder, **small)
+    assert caught.value.field == "model"
+
+
 @pytest.mark.usefixtures("nothing_left")
 async def test_a_context_longer_than_the_models_is_refused(small, storyteller):
     with pytest.raises(InvalidConfig) as caught:

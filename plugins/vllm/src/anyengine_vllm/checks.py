@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
 
-__all__ = ["OWNED", "check_device", "check_embed", "check_native", "check_stored", "unsupported"]
+__all__ = ["OWNED", "check_device", "check_embed", "check_model", "check_native", "check_stored", "unsupported"]
 
 #: Arguments of vLLM that are decided by a field of ours, or by this package: the field that a clash is with.
 OWNED: Mapping[str, str] = {
@@ -86,7 +86,7 @@ def check_native(native: Mapping[str, Any], known: Collection[str]) -> None:
     """
     for name in native:
         if name in OWNED:
-            instead = f"use {OWNED[name]}" if OWNED[name] else "it changes what the fields of anyengine mean"
+            instead = f"use {OWNED[name]}" if OWNED[name] else "anyengine decides it, and its semantics depend on that"
             raise InvalidConfig(f"native.{name}: {instead}", field=f"native.{name}")
         if name not in known:
             raise InvalidConfig(f"native.{name}: vLLM has no engine argument of that name", field=f"native.{name}")
@@ -147,6 +147,23 @@ def _check_cpu(config: EngineConfig) -> None:
             f"kv_cache.gpu_memory_fraction: the variable VLLM_CPU_KVCACHE_SPACE={space} sets the size of the cache and "
             "would win; unset it, or leave the field out",
             field="kv_cache.gpu_memory_fraction",
+        )
+
+
+def check_model(model: ModelFiles) -> None:
+    """Refuse a checkpoint in whose place vLLM would load another.
+
+    A proposer in the format of ``speculators`` names the model that it is for; vLLM loads that one, with its tokenizer and
+    the proposer beside it (``maybe_override_with_speculators``).
+
+    Raises:
+        UnsupportedParameter: names the field.
+    """
+    if "speculators_config" in model.config:
+        raise unsupported(
+            "model",
+            "it is a proposer for speculative decoding (it has speculators_config), in whose place vLLM would load the "
+            "model that it is for; load that one, with speculative.model for this",
         )
 
 

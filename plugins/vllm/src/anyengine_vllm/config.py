@@ -13,7 +13,7 @@ from anyengine.errors import InvalidConfig
 
 from anyengine_vllm import versions
 from anyengine_vllm.capabilities import DTYPES, MAX_LOGPROBS
-from anyengine_vllm.checks import check_device, check_embed, check_stored, unsupported
+from anyengine_vllm.checks import check_device, check_embed, check_model, check_stored, unsupported
 
 if TYPE_CHECKING:
     from anyengine.config import EngineConfig, LoRAConfig
@@ -61,6 +61,7 @@ def engine_arguments(config: EngineConfig, model: ModelFiles, device: str, *, am
         UnsupportedParameter: a field cannot be honoured with this device or task.
         InvalidConfig: fields that contradict one another.
     """
+    check_model(model)
     check_device(config, device)
     dtype = _dtype(config, model)
     if device == "cpu":
