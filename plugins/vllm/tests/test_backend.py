@@ -1,10 +1,12 @@
 """The loaded engine over a scripted ``AsyncLLM``: what it makes of vLLM's answers."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 from anyengine import EngineConfig, SamplingParams
 from anyengine.backend import TokenRequest
+from anyengine.errors import EngineDied, Failure, OutOfMemory, UnsupportedParameter
 from anyengine_vllm.backend import VllmBackend
 from anyengine_vllm.stats import StatsRecorder
 
@@ -25,9 +27,9 @@ def output(token_ids, prompt_logprobs, finish_reason=None):
 
 @pytest.fixture
 def backend():
-    """``backend(outputs, config fields)``: loaded, and answering every request with the outputs."""
+    """``backend(outputs, calls, config fields)``: loaded, answering every request with the outputs."""
 
-    def make(answers=(), **fields):
+    def make(answers=(), calls=None, **fields):
         async def generate(*_, **__):
             for answer in answers:
                 yield answer
@@ -40,10 +42,14 @@ def backend():
             model_config=SimpleNamespace(get_vocab_size=lambda: 100, max_model_len=512, dtype="torch.float32"),
         )
         running = SimpleNamespace(
-            llm=SimpleNamespace(generate=generate, is_sleeping=None, vllm_config=vllm_config),
-            library=SimpleNamespace(sampling_params=dict, delta="delta", final_only="final", lora_request=dict),
+            llm=SimpleNamespace(generate=generate, is_sleeping=None, vllm_config=vllm_config, **calls or {}),
+            library=SimpleNamespace(
+                sampling_params=dict, delta="delta", final_only="final", lora_request=SimpleNamespace
+            ),
             device="cpu",
             recorder=StatsRecorder(),
+            log=SimpleNamespace(lines=lambda: ["what was logged last"]),
+            processes=(SimpleNamespace(exitcode=-9),),
         )
         return VllmBackend(config, running)
 
@@ -70,3 +76,51 @@ async def test_what_is_aborted_before_its_prompt_was_computed_ends_as_aborted(ba
 async def test_logprobs_of_the_prompt_are_not_given_unasked(backend):
     (last,) = await _streamed(backend([output([1], ENTRIES, "length")]))
     assert last.finish.prompt_logprobs is None
+
+
+class EngineDeadError(Exception):
+    """As vLLM raises it."""
+
+    __module__ = "vllm.v1.engine.exceptions"
+
+
+def _raising(error):
+    async def call(*_):
+        raise error
+
+    return call
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (EngineDeadError("gone"), EngineDied),
+        (Exception("Call to add_lora method failed: CUDA out of memory. Tried"), OutOfMemory),
+        (Exception("Call to add_lora method failed: no such module"), UnsupportedParameter),
+        (ValueError("rank"), UnsupportedParameter),
+    ],
+)
+async def test_why_an_adapter_was_not_loaded(backend, adapter, error, expected):
+    loaded = backend(calls={"add_lora": _raising(error)}, lora={"max_rank": 4})
+    with pytest.raises(expected) as caught:
+        await loaded.load_lora("a", adapter)
+    assert (type(caught.value), caught.value.__cause__) == (expected, error)
+    if expected is EngineDied:
+        assert (caught.value.exit_status, caught.value.log_tail) == (-9, ("what was logged last",))
+
+
+@pytest.mark.parametrize(("error", "expected"), [(EngineDeadError("gone"), EngineDied), (Exception("x"), Failure)])
+async def test_why_an_adapter_was_not_unloaded(backend, adapter, error, expected):
+    async def add(_):
+        pass
+
+    loaded = backend(calls={"add_lora": add, "remove_lora": _raising(error)}, lora={"max_rank": 4})
+    await loaded.load_lora("a", adapter)
+    with pytest.raises(expected):
+        await loaded.unload_lora("a")

@@ -74,6 +74,14 @@ def test_an_error_that_says_nothing_is_its_cause():
     assert (type(mapped), mapped.field) == (InvalidRequest, "structured")
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("CUDA out of memory. Tried to allocate 2 GiB", OutOfMemory), ("something nobody foresaw", Failure)],
+)
+def test_what_failed_in_the_core_is_told_by_its_words(words, expected):
+    assert type(request_error(Exception(f"Call to add_lora method failed: {words}"))) is expected
+
+
 def test_a_bug_is_not_mapped():
     assert request_error(KeyError("x")) is None
 

@@ -64,7 +64,8 @@ async def test_a_checkpoint_without_its_weights_fails_with_the_cause(small, stor
 @pytest.mark.parametrize(
     ("native", "words"),
     [
-        ({"logits_processors": []}, "what the fields of anyengine mean"),
+        ({"logits_processors": []}, "semantics"),
+        ({"model_weights": "elsewhere"}, "use model"),
         ({"max_model_len": 3}, "use max_model_len"),
         ({"no_such_thing": 1}, "no engine argument"),
         ({"seed": 3}, "seed"),
@@ -87,11 +88,15 @@ async def test_a_load_that_is_cancelled_leaves_nothing(small, storyteller):
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_killed_core_fails_every_request_and_the_health_check(small, storyteller):
+async def test_a_killed_core_fails_every_request_and_the_health_check(small, storyteller, make_adapter):
     import psutil
 
     async with Engine.load(
-        "vllm", str(storyteller), **small | {"kv_cache": {"capacity_tokens": 4096}}, native={"stream_interval": 1}
+        "vllm",
+        str(storyteller),
+        **small | {"kv_cache": {"capacity_tokens": 4096}},
+        native={"stream_interval": 1},
+        lora={"max_rank": 4, "max_loras": 2, "adapters": {"one": str(make_adapter(1))}},
     ) as engine:
         calls = [
             asyncio.create_task(
@@ -108,3 +113,8 @@ async def test_a_killed_core_fails_every_request_and_the_health_check(small, sto
         assert [type(failure) for failure in failures] == [EngineDied] * 3
         with pytest.raises(EngineDied):
             await engine.health()
+        # Of the engine, not of the adapter.
+        with pytest.raises(EngineDied):
+            await engine.load_lora("two", make_adapter(2))
+        with pytest.raises(EngineDied):
+            await engine.unload_lora("one")

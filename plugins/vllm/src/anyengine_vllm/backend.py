@@ -80,7 +80,7 @@ class VllmBackend(Backend):
         self._closed = False
         self._barrier = Barrier(self._llm.is_sleeping)
         most = adapter_slots(config.lora) if config.lora is not None and running.device == "cpu" else None
-        self._adapters = Adapters(self._llm, self._library.lora_request, config.lora, most)
+        self._adapters = Adapters(self._llm, self._library.lora_request, self._mapped, config.lora, most)
         vllm_config = self._llm.vllm_config
         self._block_size = int(vllm_config.cache_config.block_size)
         self._prefix_caching = bool(vllm_config.cache_config.enable_prefix_caching)

@@ -153,8 +153,8 @@ def _check_cpu(config: EngineConfig) -> None:
 def check_model(model: ModelFiles) -> None:
     """Refuse a checkpoint in whose place vLLM would load another.
 
-    A proposer in the format of ``speculators`` names the model that it is for; vLLM loads that one, with its tokenizer and
-    the proposer beside it (``maybe_override_with_speculators``).
+    A proposer in the format of ``speculators`` names the model that it is for; vLLM loads that one, with its tokenizer
+    and the proposer beside it (``maybe_override_with_speculators``).
 
     Raises:
         UnsupportedParameter: names the field.
