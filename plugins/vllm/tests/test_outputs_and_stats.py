@@ -7,7 +7,7 @@ from anyengine.errors import Failure, InvalidRequest
 from anyengine_vllm import outputs
 from anyengine_vllm.barrier import Barrier
 from anyengine_vllm.logs import ErrorLog, variables
-from anyengine_vllm.stats import StatsRecorder
+from anyengine_vllm.stats import StatsRecorder, make_stat_logger
 
 REQUEST = SimpleNamespace(prompt_token_ids=[1], structured=None)
 
@@ -157,6 +157,27 @@ def test_counters_add_up_over_steps_and_gauges_are_the_last_ones():
     assert counts == (2, 4, 2)
     recorder.aborted()
     assert stats.requests["abort"] == 1
+
+
+def test_the_stat_logger_says_nothing_and_needs_nothing_of_vllms_own(contracts):
+    class Prometheus:
+        """Whatever is not overridden fails: the metrics that it is for were never made."""
+
+        def record(self, *_):
+            raise AttributeError
+
+        log = log_engine_initialized = record_sleep_state = record_admission_rejection = record
+
+    recorder = StatsRecorder()
+    logger = make_stat_logger(Prometheus, recorder)(None)
+    logger.record(_scheduler(num_running_reqs=2), None, engine_idx=1)
+    logger.log()
+    logger.log_engine_initialized()
+    logger.record_sleep_state(0, 0)
+    logger.record_admission_rejection("max_num_queued_reqs")
+    assert _snapshot(recorder).running == 2
+    for facts in contracts.values():
+        assert set(facts["stat_logger"]) <= set(vars(type(logger)))
 
 
 def test_several_engine_cores_are_added_up():

@@ -6,7 +6,14 @@ import signal
 
 import pytest
 from anyengine import Engine, SamplingParams
-from anyengine.errors import EngineDied, EngineStartupError, InvalidConfig, ModelNotFound, UnsupportedParameter
+from anyengine.errors import (
+    EngineDied,
+    EngineStartupError,
+    InvalidConfig,
+    ModelNotFound,
+    Overloaded,
+    UnsupportedParameter,
+)
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 
@@ -76,6 +83,22 @@ async def test_native_options_that_clash_or_do_not_exist_are_refused(small, stor
         await Engine.load("vllm", str(storyteller), **small, native=native)
     assert words in caught.value.message
     assert caught.value.field == f"native.{next(iter(native))}"
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_full_queue_of_vllms_own_is_told_as_that(small, storyteller):
+    try:
+        loaded = await Engine.load("vllm", str(storyteller), **small, native={"max_num_queued_reqs": 1})
+    except InvalidConfig:
+        pytest.skip("this vLLM has no bound of its own")
+    async with loaded as engine:
+        first = asyncio.create_task(engine.generate([9] * 10, ignore_eos=True, max_tokens=200))
+        while not (await engine.stats()).running:  # noqa: ASYNC110 the engine sets no event
+            await asyncio.sleep(0.05)
+        with pytest.raises(Overloaded):
+            await engine.generate([9] * 10, max_tokens=4)
+        assert len((await first).token_ids) == 200
+        await engine.generate([9] * 10, max_tokens=4)
 
 
 @pytest.mark.usefixtures("nothing_left")

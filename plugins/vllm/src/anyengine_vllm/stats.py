@@ -158,4 +158,7 @@ def make_stat_logger(base: Any, recorder: StatsRecorder) -> Any:
         def record_sleep_state(self, *args: Any, **kwargs: Any) -> None:
             """Nor here."""
 
+        def record_admission_rejection(self, reason: str) -> None:
+            """Nor here: who is turned away is told so. vLLM's own counts it in metrics that this one has not."""
+
     return RecordingStatLogger
