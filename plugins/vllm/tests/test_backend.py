@@ -29,16 +29,16 @@ def output(token_ids, prompt_logprobs, finish_reason=None):
 def backend():
     """``backend(outputs, calls, config fields)``: loaded, answering every request with the outputs."""
 
-    def make(answers=(), calls=None, **fields):
+    def make(answers=(), calls=None, block_size=16, **fields):
         async def generate(*_, **__):
             for answer in answers:
                 yield answer
 
         config = EngineConfig(**fields)
-        cache = {"block_size": 16, "num_gpu_blocks": 65, "enable_prefix_caching": True}
+        cache = {"block_size": block_size, "num_gpu_blocks": 65, "enable_prefix_caching": True}
         vllm_config = SimpleNamespace(
             cache_config=SimpleNamespace(**cache),
-            scheduler_config=SimpleNamespace(max_num_seqs=8, enable_chunked_prefill=False),
+            scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=2048, enable_chunked_prefill=False),
             model_config=SimpleNamespace(get_vocab_size=lambda: 100, max_model_len=512, dtype="torch.float32"),
         )
         running = SimpleNamespace(
@@ -47,6 +47,7 @@ def backend():
                 sampling_params=dict, delta="delta", final_only="final", lora_request=SimpleNamespace
             ),
             device="cpu",
+            sent={"dtype": "auto"},
             recorder=StatsRecorder(),
             log=SimpleNamespace(lines=lambda: ["what was logged last"]),
             processes=(SimpleNamespace(exitcode=-9),),
@@ -76,6 +77,13 @@ async def test_what_is_aborted_before_its_prompt_was_computed_ends_as_aborted(ba
 async def test_logprobs_of_the_prompt_are_not_given_unasked(backend):
     (last,) = await _streamed(backend([output([1], ENTRIES, "length")]))
     assert last.finish.prompt_logprobs is None
+
+
+def test_a_size_of_blocks_that_the_core_enlarged_is_refused(backend):
+    backend(block_size=32, kv_cache={"block_size": 32})
+    with pytest.raises(UnsupportedParameter) as caught:
+        backend(block_size=544, kv_cache={"block_size": 32})
+    assert (caught.value.field, caught.value.supported) == ("kv_cache.block_size", ["544"])
 
 
 class EngineDeadError(Exception):

@@ -92,12 +92,12 @@ async def test_a_full_queue_of_vllms_own_is_told_as_that(small, storyteller):
     except InvalidConfig:
         pytest.skip("this vLLM has no bound of its own")
     async with loaded as engine:
-        first = asyncio.create_task(engine.generate([9] * 10, ignore_eos=True, max_tokens=200))
+        first = asyncio.create_task(engine.generate([9] * 10, ignore_eos=True, max_tokens=900))
         while not (await engine.stats()).running:  # noqa: ASYNC110 the engine sets no event
             await asyncio.sleep(0.05)
         with pytest.raises(Overloaded):
             await engine.generate([9] * 10, max_tokens=4)
-        assert len((await first).token_ids) == 200
+        assert len((await first).token_ids) == 900
         await engine.generate([9] * 10, max_tokens=4)
 
 

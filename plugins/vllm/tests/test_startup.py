@@ -53,9 +53,17 @@ def load(monkeypatch, tmp_path):
     return run
 
 
-def made(dtype="torch.bfloat16"):
+def made(dtype="torch.bfloat16", **fields):
     """A ``VllmConfig``."""
-    return SimpleNamespace(model_config=SimpleNamespace(dtype=dtype))
+    fields = {
+        "block_size": 16,
+        "enable_prefix_caching": True,
+        "enable_chunked_prefill": True,
+        "max_num_batched_tokens": 2048,
+        "max_num_seqs": 128,
+    } | fields
+    of_both = SimpleNamespace(**fields)
+    return SimpleNamespace(model_config=SimpleNamespace(dtype=dtype), cache_config=of_both, scheduler_config=of_both)
 
 
 async def test_sizes_that_are_left_out_are_those_of_vllms_server(load):
@@ -64,9 +72,31 @@ async def test_sizes_that_are_left_out_are_those_of_vllms_server(load):
 
 
 async def test_a_type_that_vllm_falls_back_from_is_refused(load):
-    with pytest.raises(UnsupportedParameter, match="bfloat16 here, not in float32") as caught:
+    with pytest.raises(UnsupportedParameter, match="of float32 vLLM makes bfloat16") as caught:
         await load(made(), checkpoint={"dtype": "float32"})
     assert (caught.value.field, caught.value.supported) == ("dtype", ["bfloat16"])
     await load(made("torch.float32"), checkpoint={"dtype": "float32"})
     # Where the checkpoint names none, whatever vLLM took is right.
     await load(made("torch.float16"))
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "argument", "other"),
+    [
+        ("kv_cache", "block_size", 64, "block_size", 16),
+        ("kv_cache", "prefix_caching", True, "enable_prefix_caching", False),
+        ("kv_cache", "prefix_caching", False, "enable_prefix_caching", True),
+        ("scheduling", "chunked_prefill", True, "enable_chunked_prefill", False),
+        ("scheduling", "max_num_batched_tokens", 4096, "max_num_batched_tokens", 2048),
+        ("scheduling", "max_num_seqs", 64, "max_num_seqs", 8),
+    ],
+)
+async def test_what_vllm_overrides_is_refused_by_name(load, part, name, value, argument, other):
+    asked = {part: {name: value}}
+    with pytest.raises(UnsupportedParameter, match=f"of {value} vLLM makes {other}") as caught:
+        await load(made(**{argument: other}), **asked)
+    assert (caught.value.field, caught.value.supported) == (f"{part}.{name}", [str(other)])
+    values, _ = await load(made(**{argument: value}), **asked)
+    assert values[argument] == value
+    # What nobody asked for, vLLM decides.
+    await load(made(**{argument: other}))

@@ -30,7 +30,7 @@ from anyengine_vllm.config import adapter_slots
 from anyengine_vllm.errors import request_error
 from anyengine_vllm.lora import Adapters
 from anyengine_vllm.startup import Running, start, stop
-from anyengine_vllm.taken import dtype_of
+from anyengine_vllm.taken import check_taken, dtype_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -89,6 +89,7 @@ class VllmBackend(Backend):
         # In each engine core vLLM keeps one block back.
         blocks = int(vllm_config.cache_config.num_gpu_blocks or 0)
         self._capacity = max(blocks - config.parallel.data, 0) * self._block_size
+        check_taken(config, running.sent, vllm_config)
         self._check_capacity()
         self._info = self._describe()
 

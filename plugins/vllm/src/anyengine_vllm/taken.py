@@ -9,6 +9,8 @@ from anyengine_vllm.checks import unsupported
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from anyengine.config import EngineConfig
+
 __all__ = ["check_taken", "dtype_of"]
 
 
@@ -17,16 +19,29 @@ def dtype_of(vllm_config: Any) -> str:
     return str(vllm_config.model_config.dtype).removeprefix("torch.")
 
 
-def check_taken(sent: Mapping[str, Any], vllm_config: Any) -> None:
+def check_taken(config: EngineConfig, sent: Mapping[str, Any], vllm_config: Any) -> None:
     """Refuse what vLLM would compute otherwise than it was told.
 
     Args:
-        sent: the arguments that it was given.
-        vllm_config: what it made of them.
+        config: what was asked for.
+        sent: the arguments that were made of it.
+        vllm_config: what vLLM made of them: of some before it loads the model, of the cache's blocks when it has.
 
     Raises:
-        UnsupportedParameter: names the field, and says what vLLM would do.
+        UnsupportedParameter: names the field, and what vLLM has instead.
     """
-    wanted, given = sent["dtype"], dtype_of(vllm_config)
-    if wanted not in {"auto", given}:
-        raise unsupported("dtype", f"vLLM computes this model in {given} here, not in {wanted}", {given})
+    cache, scheduler = vllm_config.cache_config, vllm_config.scheduler_config
+    pairs: dict[str, tuple[Any, Any]] = {
+        "dtype": (None if sent["dtype"] == "auto" else sent["dtype"], dtype_of(vllm_config)),
+        "kv_cache.block_size": (config.kv_cache.block_size, cache.block_size),
+        "kv_cache.prefix_caching": (config.kv_cache.prefix_caching, cache.enable_prefix_caching),
+        "scheduling.chunked_prefill": (config.scheduling.chunked_prefill, scheduler.enable_chunked_prefill),
+        "scheduling.max_num_batched_tokens": (
+            config.scheduling.max_num_batched_tokens,
+            scheduler.max_num_batched_tokens,
+        ),
+        "scheduling.max_num_seqs": (config.scheduling.max_num_seqs, scheduler.max_num_seqs),
+    }
+    for field, (wanted, given) in pairs.items():
+        if wanted is not None and wanted != given:
+            raise unsupported(field, f"of {wanted} vLLM makes {given} for this model on this device", {str(given)})
