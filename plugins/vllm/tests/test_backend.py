@@ -79,6 +79,12 @@ async def test_logprobs_of_the_prompt_are_not_given_unasked(backend):
     assert last.finish.prompt_logprobs is None
 
 
+def test_sequences_at_once_are_those_of_all_copies(backend):
+    assert backend().info.max_num_seqs == 8
+    assert backend(parallel={"data": 2}).info.max_num_seqs == 16
+    assert backend(parallel={"data": 2}, scheduling={"max_num_seqs": 16}).info.max_num_seqs == 16
+
+
 def test_a_size_of_blocks_that_the_core_enlarged_is_refused(backend):
     backend(block_size=32, kv_cache={"block_size": 32})
     with pytest.raises(UnsupportedParameter) as caught:

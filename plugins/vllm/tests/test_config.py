@@ -54,6 +54,9 @@ MAPPED = [
     ({"parallel": {"data": 2}}, "data_parallel_size", 2),
     ({"parallel": {"expert": True}}, "enable_expert_parallel", True),
     ({"scheduling": {"max_num_seqs": 7}}, "max_num_seqs", 7),
+    # vLLM counts sequences of each copy, and tokens of a step, which is a copy's.
+    ({"scheduling": {"max_num_seqs": 8}, "parallel": {"data": 2}}, "max_num_seqs", 4),
+    ({"scheduling": {"max_num_batched_tokens": 700}, "parallel": {"data": 2}}, "max_num_batched_tokens", 700),
     ({"scheduling": {"max_num_batched_tokens": 700}}, "max_num_batched_tokens", 700),
     ({"scheduling": {"chunked_prefill": False}}, "enable_chunked_prefill", False),
     ({"execution": "eager"}, "enforce_eager", True),
@@ -136,6 +139,12 @@ def test_a_promise_of_determinism_is_batch_invariance(arguments):
         ("cpu", {"devices": [0]}, UnsupportedParameter, "devices"),
         ("cuda", {"devices": [0], "parallel": {"tensor": 2}}, InvalidConfig, "devices"),
         ("cuda", {"kv_cache": {"dtype": "fp3"}}, UnsupportedParameter, "kv_cache.dtype"),
+        (
+            "cuda",
+            {"scheduling": {"max_num_seqs": 7}, "parallel": {"data": 2}},
+            UnsupportedParameter,
+            "scheduling.max_num_seqs",
+        ),
         ("cuda", {"seed": 2**40}, UnsupportedParameter, "seed"),
         ("cuda", {"lora": {"max_rank": 1000}}, UnsupportedParameter, "lora.max_rank"),
         (

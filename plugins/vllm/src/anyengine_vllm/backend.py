@@ -30,7 +30,7 @@ from anyengine_vllm.config import adapter_slots
 from anyengine_vllm.errors import request_error
 from anyengine_vllm.lora import Adapters
 from anyengine_vllm.startup import Running, start, stop
-from anyengine_vllm.taken import check_taken, dtype_of
+from anyengine_vllm.taken import check_taken, dtype_of, max_num_seqs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -115,7 +115,7 @@ class VllmBackend(Backend):
             ),
             max_model_len=int(model.max_model_len),
             vocab_size=vocab_size,
-            max_num_seqs=int(self._llm.vllm_config.scheduler_config.max_num_seqs),
+            max_num_seqs=max_num_seqs(self._config, self._llm.vllm_config),
             dtype=dtype_of(self._llm.vllm_config),
             device=str(self._library.platform.get_device_name()) if device == "cuda" else device,
         )

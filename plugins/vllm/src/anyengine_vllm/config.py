@@ -92,7 +92,7 @@ def engine_arguments(config: EngineConfig, model: ModelFiles, device: str, *, am
         "enable_prefix_caching": config.kv_cache.prefix_caching,
         "block_size": config.kv_cache.block_size,
         "gpu_memory_utilization": config.kv_cache.gpu_memory_fraction,
-        "max_num_seqs": config.scheduling.max_num_seqs,
+        "max_num_seqs": _max_num_seqs(config),
         "max_num_batched_tokens": config.scheduling.max_num_batched_tokens,
         "enable_chunked_prefill": _chunked_prefill(config, device),
         "kv_cache_dtype": None if config.kv_cache.dtype == "auto" else config.kv_cache.dtype,
@@ -153,6 +153,19 @@ def _max_model_len(config: EngineConfig, model: ModelFiles) -> int | None:
     if wanted is None and isinstance(own, int) and own > capacity:
         return capacity
     return wanted
+
+
+def _max_num_seqs(config: EngineConfig) -> int | None:
+    """As vLLM counts them: of each copy of the model."""
+    wanted, copies = config.scheduling.max_num_seqs, config.parallel.data
+    if wanted is None:
+        return None
+    if wanted % copies:
+        raise unsupported(
+            "scheduling.max_num_seqs",
+            f"vLLM bounds each of the {copies} copies (parallel.data) by itself: a multiple of {copies}, not {wanted}",
+        )
+    return wanted // copies
 
 
 def _chunked_prefill(config: EngineConfig, device: str) -> bool | None:

@@ -11,12 +11,17 @@ if TYPE_CHECKING:
 
     from anyengine.config import EngineConfig
 
-__all__ = ["check_taken", "dtype_of"]
+__all__ = ["check_taken", "dtype_of", "max_num_seqs"]
 
 
 def dtype_of(vllm_config: Any) -> str:
     """What the model is computed in, by its name."""
     return str(vllm_config.model_config.dtype).removeprefix("torch.")
+
+
+def max_num_seqs(config: EngineConfig, vllm_config: Any) -> int:
+    """Sequences that all copies of the model together run at once; vLLM counts those of each."""
+    return int(vllm_config.scheduler_config.max_num_seqs) * config.parallel.data
 
 
 def check_taken(config: EngineConfig, sent: Mapping[str, Any], vllm_config: Any) -> None:
@@ -40,7 +45,7 @@ def check_taken(config: EngineConfig, sent: Mapping[str, Any], vllm_config: Any)
             config.scheduling.max_num_batched_tokens,
             scheduler.max_num_batched_tokens,
         ),
-        "scheduling.max_num_seqs": (config.scheduling.max_num_seqs, scheduler.max_num_seqs),
+        "scheduling.max_num_seqs": (config.scheduling.max_num_seqs, max_num_seqs(config, vllm_config)),
     }
     for field, (wanted, given) in pairs.items():
         if wanted is not None and wanted != given:
