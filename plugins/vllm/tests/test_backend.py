@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from anyengine import EngineConfig, SamplingParams
 from anyengine.backend import TokenRequest
-from anyengine.errors import EngineDied, Failure, OutOfMemory, UnsupportedParameter
+from anyengine.errors import EngineDied, EngineStartupError, Failure, OutOfMemory, UnsupportedParameter
 from anyengine_vllm.backend import VllmBackend
 from anyengine_vllm.stats import StatsRecorder
 
@@ -27,15 +27,15 @@ def output(token_ids, prompt_logprobs, finish_reason=None):
 
 @pytest.fixture
 def backend():
-    """``backend(outputs, calls, config fields)``: loaded, answering every request with the outputs."""
+    """``backend(outputs, calls, cache, config fields)``: loaded, answering every request with the outputs."""
 
-    def make(answers=(), calls=None, block_size=16, **fields):
+    def make(answers=(), calls=None, cache=None, **fields):
         async def generate(*_, **__):
             for answer in answers:
                 yield answer
 
         config = EngineConfig(**fields)
-        cache = {"block_size": block_size, "num_gpu_blocks": 65, "enable_prefix_caching": True}
+        cache = {"block_size": 16, "num_gpu_blocks": 65, "enable_prefix_caching": True} | (cache or {})
         vllm_config = SimpleNamespace(
             cache_config=SimpleNamespace(**cache),
             scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=2048, enable_chunked_prefill=False),
@@ -86,10 +86,42 @@ def test_sequences_at_once_are_those_of_all_copies(backend):
 
 
 def test_a_size_of_blocks_that_the_core_enlarged_is_refused(backend):
-    backend(block_size=32, kv_cache={"block_size": 32})
+    backend(cache={"block_size": 32}, kv_cache={"block_size": 32})
     with pytest.raises(UnsupportedParameter) as caught:
-        backend(block_size=544, kv_cache={"block_size": 32})
+        backend(cache={"block_size": 544}, kv_cache={"block_size": 32})
     assert (caught.value.field, caught.value.supported) == ("kv_cache.block_size", ["544"])
+
+
+@pytest.mark.parametrize(
+    ("said", "data", "expected"),
+    [
+        (None, 1, 1024),
+        # All 65 blocks, one of which is never used: 32 of them are a context of 512.
+        (65 * 16, 1, 1024),
+        # Two kinds of layers, which take 32 and 16 blocks for a context.
+        (65 * 512 // 48, 1, 682),
+        # Of each copy.
+        (65 * 16 // 2, 2, 1008),
+        # A sliding window alone takes fewer; a context's own blocks are what is counted.
+        (65 * 512 // 8, 1, 1024),
+    ],
+)
+async def test_capacity_is_that_of_all_kinds_of_layers(backend, said, data, expected):
+    loaded = backend(cache={"kv_cache_size_tokens": said}, parallel={"data": data})
+    assert (await loaded.stats()).kv_cache.capacity_tokens == expected
+
+
+def test_a_capacity_that_several_kinds_of_layers_share_is_refused(backend):
+    wanted = {"capacity_tokens": 1024, "block_size": 16}
+    backend(cache={"kv_cache_size_tokens": 65 * 16}, kv_cache=wanted)
+    with pytest.raises(UnsupportedParameter, match="682 tokens fit, not 1024") as caught:
+        backend(cache={"kv_cache_size_tokens": 65 * 512 // 48}, kv_cache=wanted)
+    assert caught.value.field == "kv_cache.capacity_tokens"
+
+
+def test_blocks_of_another_size_than_was_reckoned_with_are_told(backend):
+    with pytest.raises(EngineStartupError, match=r"give kv_cache\.block_size=16"):
+        backend(kv_cache={"capacity_tokens": 4096})
 
 
 class EngineDeadError(Exception):

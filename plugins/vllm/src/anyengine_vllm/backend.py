@@ -12,7 +12,6 @@ from anyengine.backend import Backend, BackendInfo, TokenDelta, TokenFinish, Tok
 from anyengine.errors import (
     EngineClosed,
     EngineDied,
-    EngineStartupError,
     InvalidRequest,
     PluginError,
     UnsupportedCapability,
@@ -30,7 +29,7 @@ from anyengine_vllm.config import adapter_slots
 from anyengine_vllm.errors import request_error
 from anyengine_vllm.lora import Adapters
 from anyengine_vllm.startup import Running, start, stop
-from anyengine_vllm.taken import check_taken, dtype_of, max_num_seqs
+from anyengine_vllm.taken import capacity_tokens, check_taken, dtype_of, max_num_seqs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -86,20 +85,9 @@ class VllmBackend(Backend):
         self._prefix_caching = bool(vllm_config.cache_config.enable_prefix_caching)
         self._greedy_only = config.speculative is not None and versions.greedy_speculation_only(running.device)
         self._tables = versions.limited_sampler(vllm_config, running.device)
-        # In each engine core vLLM keeps one block back.
-        blocks = int(vllm_config.cache_config.num_gpu_blocks or 0)
-        self._capacity = max(blocks - config.parallel.data, 0) * self._block_size
         check_taken(config, running.sent, vllm_config)
-        self._check_capacity()
+        self._capacity = capacity_tokens(config, vllm_config)
         self._info = self._describe()
-
-    def _check_capacity(self) -> None:
-        wanted, most = self._config.kv_cache.capacity_tokens, self._block_size * self._config.parallel.data
-        if wanted is not None and not wanted <= self._capacity < wanted + most:
-            raise EngineStartupError(
-                f"kv_cache.capacity_tokens: vLLM made room for {self._capacity} tokens (blocks of {self._block_size}) "
-                f"where {wanted} were asked for; give kv_cache.block_size={self._block_size} as well"
-            )
 
     def _describe(self) -> BackendInfo:
         model = self._llm.vllm_config.model_config

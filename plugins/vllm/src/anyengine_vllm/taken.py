@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from anyengine.errors import EngineStartupError
+
 from anyengine_vllm.checks import unsupported
 
 if TYPE_CHECKING:
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
 
     from anyengine.config import EngineConfig
 
-__all__ = ["check_taken", "dtype_of", "max_num_seqs"]
+__all__ = ["capacity_tokens", "check_taken", "dtype_of", "max_num_seqs"]
 
 
 def dtype_of(vllm_config: Any) -> str:
@@ -50,3 +52,37 @@ def check_taken(config: EngineConfig, sent: Mapping[str, Any], vllm_config: Any)
     for field, (wanted, given) in pairs.items():
         if wanted is not None and wanted != given:
             raise unsupported(field, f"of {wanted} vLLM makes {given} for this model on this device", {str(given)})
+
+
+def capacity_tokens(config: EngineConfig, vllm_config: Any) -> int:
+    """Tokens that fit into the cache, of all copies of the model together.
+
+    Where layers are of several kinds (full and sliding attention, say), each kind takes blocks of its own for the same
+    tokens, all from one pool. vLLM says how many tokens each copy holds in contexts of full length, and so how many
+    blocks such a context takes.
+
+    Raises:
+        UnsupportedParameter, EngineStartupError: another capacity was asked for.
+    """
+    cache, copies = vllm_config.cache_config, config.parallel.data
+    size, blocks = int(cache.block_size), int(cache.num_gpu_blocks or 0)
+    context = int(vllm_config.model_config.max_model_len)
+    one_kind = every_kind = -(-context // size)
+    said = getattr(cache, "kv_cache_size_tokens", None)
+    if isinstance(said, int) and said > 0:
+        every_kind = max(one_kind, round(blocks / copies * context / said))
+    # In each engine core vLLM keeps one block back.
+    capacity = max(blocks - copies, 0) * size * one_kind // every_kind
+    wanted = config.kv_cache.capacity_tokens
+    if wanted is None or wanted <= capacity < wanted + size * copies:
+        return capacity
+    if every_kind > one_kind:
+        raise unsupported(
+            "kv_cache.capacity_tokens",
+            f"vLLM is told a number of blocks, and the layers of this model take {every_kind} for a context where those "
+            f"of one kind take {one_kind}: {capacity} tokens fit, not {wanted}; use kv_cache.gpu_memory_fraction",
+        )
+    raise EngineStartupError(
+        f"kv_cache.capacity_tokens: vLLM made room for {capacity} tokens (blocks of {size}) where {wanted} were asked "
+        f"for; give kv_cache.block_size={size} as well"
+    )
