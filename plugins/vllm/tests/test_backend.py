@@ -1,6 +1,7 @@
 """The loaded engine over a scripted ``AsyncLLM``: what it makes of vLLM's answers."""
 
 import json
+from contextlib import aclosing
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,7 @@ def output(token_ids, prompt_logprobs, finish_reason=None):
         outputs=[sequence],
         prompt_logprobs=prompt_logprobs,
         finished=finish_reason is not None,
+        metrics=SimpleNamespace(queued_ts=1.0, scheduled_ts=1.25),
         num_cached_tokens=0,
     )
 
@@ -42,7 +44,9 @@ def backend():
             model_config=SimpleNamespace(get_vocab_size=lambda: 100, max_model_len=512, dtype="torch.float32"),
         )
         running = SimpleNamespace(
-            llm=SimpleNamespace(generate=generate, is_sleeping=None, vllm_config=vllm_config, **calls or {}),
+            llm=SimpleNamespace(
+                **{"generate": generate, "is_sleeping": None, "vllm_config": vllm_config} | (calls or {})
+            ),
             library=SimpleNamespace(
                 sampling_params=dict, delta="delta", final_only="final", lora_request=SimpleNamespace
             ),
@@ -77,6 +81,20 @@ async def test_what_is_aborted_before_its_prompt_was_computed_ends_as_aborted(ba
 async def test_logprobs_of_the_prompt_are_not_given_unasked(backend):
     (last,) = await _streamed(backend([output([1], ENTRIES, "length")]))
     assert last.finish.prompt_logprobs is None
+
+
+async def test_a_request_that_is_aborted_is_counted_with_the_time_that_it_waited(backend):
+    async def nothing(*_):
+        pass
+
+    loaded = backend([output([1], None), output([2], None)], calls={"abort": nothing, "is_sleeping": nothing})
+    request = TokenRequest(id="r", prompt_token_ids=PROMPT, sampling=SamplingParams(), max_tokens=8)
+    async with aclosing(loaded.stream(request)) as stream:
+        async for _ in stream:
+            await loaded.abort("r")
+            await loaded.abort("r")
+    stats = await loaded.stats()
+    assert (stats.requests["abort"], stats.queue_time.count, stats.queue_time.sum) == (1, 1, 0.25)
 
 
 def test_sequences_at_once_are_those_of_all_copies(backend):

@@ -104,6 +104,13 @@ def test_values_that_are_named_exist_in_every_version(contracts):
         assert {"VLLM_BATCH_INVARIANT", "VLLM_LOGGING_CONFIG_PATH", "VLLM_NO_USAGE_STATS"} <= set(facts["environment"])
 
 
+def test_what_is_compared_with_what_vllm_made_of_it_exists_in_every_version(contracts):
+    for facts in contracts.values():
+        cache, scheduler = (set(facts["fields"][name]) for name in ("CacheConfig", "SchedulerConfig"))
+        assert {"block_size", "enable_prefix_caching", "kv_cache_size_tokens", "num_gpu_blocks"} <= cache
+        assert {"enable_chunked_prefill", "max_num_batched_tokens", "max_num_seqs"} <= scheduler
+
+
 def test_what_the_engine_decides_is_left_out(arguments):
     values = arguments().values
     for name in ("max_model_len", "gpu_memory_utilization", "enforce_eager", "enable_prefix_caching", "quantization"):

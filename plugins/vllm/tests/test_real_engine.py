@@ -514,6 +514,16 @@ async def test_leaving_a_stream_frees_the_engine(engine):
     assert during.kv_cache.used_tokens > 0
     assert (after.running, after.kv_cache.used_tokens) == (0, before.kv_cache.used_tokens)
     assert after.requests["abort"] == before.requests["abort"] + 1
+    assert after.queue_time.count == before.queue_time.count + 1
+
+
+async def test_what_a_stop_string_ended_has_waited_too(engine):
+    whole = await engine.generate(PROMPT, sampling=GREEDY, max_tokens=32)
+    before = await engine.stats()
+    stopped = await engine.generate(PROMPT, sampling=GREEDY, max_tokens=32, stop=[whole.text[8:12]])
+    after = await engine.stats()
+    assert (stopped.finish_reason, after.requests["abort"]) == ("stop", before.requests["abort"] + 1)
+    assert after.queue_time.count == before.queue_time.count + 1
 
 
 async def test_three_hundred_requests_cancelled_at_random_leave_nothing(engine):

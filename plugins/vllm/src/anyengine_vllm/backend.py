@@ -75,7 +75,8 @@ class VllmBackend(Backend):
         self._llm = running.llm
         self._library = running.library
         self._ids = count()
-        self._live: set[str] = set()
+        #: What vLLM has measured of each request that runs; None before its first output.
+        self._live: dict[str, Any] = {}
         self._closed = False
         self._barrier = Barrier(self._llm.is_sleeping)
         most = adapter_slots(config.lora) if config.lora is not None and running.device == "cpu" else None
@@ -164,7 +165,7 @@ class VllmBackend(Backend):
             yield TokenDelta([], None, TokenFinish("abort"))
             return
         prompt_entries: Sequence[Any] | None = None
-        self._live.add(request.id)
+        self._live[request.id] = None
         try:
             async for output in self._llm.generate(
                 requests.prompt(request),
@@ -176,10 +177,12 @@ class VllmBackend(Backend):
                 if prompt_entries is None:
                     prompt_entries = outputs.whole_prompt(output, request)
                 if output.finished:
-                    self._live.discard(request.id)
+                    self._live.pop(request.id, None)
+                elif request.id in self._live:
+                    self._live[request.id] = output.metrics
                 yield outputs.delta(output, request, prompt_entries)
         except Exception as error:
-            self._live.discard(request.id)
+            self._live.pop(request.id, None)
             raise self._mapped(error) from error
         # Not where the reader was cancelled: vLLM aborts by itself then, and our `abort` waits until that is done.
 
@@ -225,8 +228,7 @@ class VllmBackend(Backend):
     async def abort(self, request_id: str) -> None:
         if request_id not in self._live:
             return
-        self._live.discard(request_id)
-        self._running.recorder.aborted()
+        self._running.recorder.aborted(self._live.pop(request_id))
         try:
             await self._llm.abort(request_id)
             # The core handles its messages in order: once it answers the next one, the request is gone from it.
@@ -297,7 +299,7 @@ class VllmBackend(Backend):
         if self._closed:
             return
         self._closed = True
-        live, self._live = list(self._live), set()
+        live, self._live = list(self._live), {}
         if live and not self._llm.errored:
             # Ends their streams; the core itself is ended next, so it need not answer.
             await self._llm.abort(live)

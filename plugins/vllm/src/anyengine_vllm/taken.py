@@ -79,8 +79,8 @@ def capacity_tokens(config: EngineConfig, vllm_config: Any) -> int:
     if every_kind > one_kind:
         raise unsupported(
             "kv_cache.capacity_tokens",
-            f"vLLM is told a number of blocks, and the layers of this model take {every_kind} for a context where those "
-            f"of one kind take {one_kind}: {capacity} tokens fit, not {wanted}; use kv_cache.gpu_memory_fraction",
+            f"vLLM is told a number of blocks, and the layers of this model take {every_kind} for a context where one "
+            f"kind of them takes {one_kind}: {capacity} tokens fit, not {wanted}; use kv_cache.gpu_memory_fraction",
         )
     raise EngineStartupError(
         f"kv_cache.capacity_tokens: vLLM made room for {capacity} tokens (blocks of {size}) where {wanted} were asked "
