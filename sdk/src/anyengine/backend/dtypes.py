@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,9 +20,10 @@ def own_dtype(config: Mapping[str, Any]) -> str | None:
     Returns:
         Its name in torch, such as ``bfloat16``; None where it is not said.
     """
-    for part in (config, config.get("text_config")):
-        if isinstance(part, dict):
-            said = part.get("dtype") or part.get("torch_dtype")
-            if isinstance(said, str):
-                return said.removeprefix("torch.")
+    inner: object = config.get("text_config")
+    parts = [config, cast("Mapping[str, Any]", inner)] if isinstance(inner, dict) else [config]
+    for part in parts:
+        said: object = part.get("dtype") or part.get("torch_dtype")
+        if isinstance(said, str):
+            return said.removeprefix("torch.")
     return None
