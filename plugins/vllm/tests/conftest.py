@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,20 @@ def draft() -> Path:
 def contracts() -> dict[str, dict[str, Any]]:
     """Facts about vLLM's interface by version, made by ``tools/make_vllm_contract.py``."""
     return {file.stem: json.loads(file.read_bytes()) for file in sorted((TESTS / "contract").glob("*.json"))}
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Any:
+    """Copies a checkpoint, with other values in its configuration: ``changed(folder, name=value)``."""
+
+    def make(folder: Path, **values: Any) -> str:
+        copy = tmp_path / "model"
+        shutil.copytree(folder, copy)
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(config | values))
+        return str(copy)
+
+    return make
 
 
 @pytest.fixture(scope="session")

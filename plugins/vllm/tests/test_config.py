@@ -1,5 +1,6 @@
 import pytest
 from anyengine import EngineConfig
+from anyengine.backend.dtypes import own_dtype
 from anyengine.errors import InvalidConfig, UnsupportedParameter
 from anyengine.hub import ModelFiles
 from anyengine_vllm.checks import OWNED, check_native
@@ -53,6 +54,9 @@ MAPPED = [
     ({"parallel": {"data": 2}}, "data_parallel_size", 2),
     ({"parallel": {"expert": True}}, "enable_expert_parallel", True),
     ({"scheduling": {"max_num_seqs": 7}}, "max_num_seqs", 7),
+    # vLLM counts sequences of each copy, and tokens of a step, which is a copy's.
+    ({"scheduling": {"max_num_seqs": 8}, "parallel": {"data": 2}}, "max_num_seqs", 4),
+    ({"scheduling": {"max_num_batched_tokens": 700}, "parallel": {"data": 2}}, "max_num_batched_tokens", 700),
     ({"scheduling": {"max_num_batched_tokens": 700}}, "max_num_batched_tokens", 700),
     ({"scheduling": {"chunked_prefill": False}}, "enable_chunked_prefill", False),
     ({"execution": "eager"}, "enforce_eager", True),
@@ -64,7 +68,7 @@ MAPPED = [
     ({"native": {"swap_space": 1}}, "swap_space", 1),
     ({}, "generation_config", "vllm"),
     ({}, "scheduling_policy", "priority"),
-    ({}, "structured_outputs_config", {"backend": "guidance"}),
+    ({}, "structured_outputs_config", {"backend": "guidance", "enable_in_reasoning": True}),
     ({}, "enable_sleep_mode", True),
 ]
 
@@ -75,13 +79,14 @@ def test_a_field_is_carried_by_its_argument(arguments, fields, name, value):
 
 
 def test_every_argument_exists_in_every_version(arguments, contracts, tmp_path):
-    names = set(OWNED) - {"override_generation_config", "spec_method", "spec_model", "spec_tokens", "device_ids"}
+    names = set(OWNED)
     for fields, _, _ in MAPPED:
         names |= set(arguments(**{**fields, "native": {}}).values)
     names |= set(arguments(lora={}).values)
+    newer = {"0.25.1": {"watermark_config"}}
     for version, facts in contracts.items():
-        assert names - set(facts["fields"]["AsyncEngineArgs"]) == set(), version
-        assert "backend" in facts["fields"]["StructuredOutputsConfig"]
+        assert names - set(facts["fields"]["AsyncEngineArgs"]) == newer.get(version, set()), version
+        assert {"backend", "enable_in_reasoning"} <= set(facts["fields"]["StructuredOutputsConfig"])
 
 
 def test_values_that_are_named_exist_in_every_version(contracts):
@@ -97,6 +102,13 @@ def test_values_that_are_named_exist_in_every_version(contracts):
         assert {"float32", "bfloat16", "float16", "auto"} <= set(values["dtypes"])
         assert ({"generate", "pooling"} <= set(values["runners"]), "embed" in values["converts"]) == (True, True)
         assert {"VLLM_BATCH_INVARIANT", "VLLM_LOGGING_CONFIG_PATH", "VLLM_NO_USAGE_STATS"} <= set(facts["environment"])
+
+
+def test_what_is_compared_with_what_vllm_made_of_it_exists_in_every_version(contracts):
+    for facts in contracts.values():
+        cache, scheduler = (set(facts["fields"][name]) for name in ("CacheConfig", "SchedulerConfig"))
+        assert {"block_size", "enable_prefix_caching", "kv_cache_size_tokens", "num_gpu_blocks"} <= cache
+        assert {"enable_chunked_prefill", "max_num_batched_tokens", "max_num_seqs"} <= scheduler
 
 
 def test_what_the_engine_decides_is_left_out(arguments):
@@ -134,6 +146,12 @@ def test_a_promise_of_determinism_is_batch_invariance(arguments):
         ("cpu", {"devices": [0]}, UnsupportedParameter, "devices"),
         ("cuda", {"devices": [0], "parallel": {"tensor": 2}}, InvalidConfig, "devices"),
         ("cuda", {"kv_cache": {"dtype": "fp3"}}, UnsupportedParameter, "kv_cache.dtype"),
+        (
+            "cuda",
+            {"scheduling": {"max_num_seqs": 7}, "parallel": {"data": 2}},
+            UnsupportedParameter,
+            "scheduling.max_num_seqs",
+        ),
         ("cuda", {"seed": 2**40}, UnsupportedParameter, "seed"),
         ("cuda", {"lora": {"max_rank": 1000}}, UnsupportedParameter, "lora.max_rank"),
         (
@@ -184,6 +202,49 @@ def test_four_bit_weights_on_a_cpu_are_not_computed_in_float32(model):
     for device, dtype in (("cpu", "bfloat16"), ("cuda", "float32")):
         assert engine_arguments(EngineConfig(dtype=dtype), quantised, device).values["dtype"] == dtype
     assert engine_arguments(EngineConfig(dtype="float32"), model, "cpu").values["dtype"] == "float32"
+
+
+def test_a_proposer_in_whose_place_vllm_would_load_another_model_is_refused(model, tmp_path):
+    proposer = replace(model, config=VOCABULARY | {"speculators_config": {"verifier": {"name_or_path": "other"}}})
+    with pytest.raises(UnsupportedParameter, match=r"speculative\.model") as caught:
+        engine_arguments(EngineConfig(), proposer, "cuda")
+    assert caught.value.field == "model"
+    config = EngineConfig(speculative={"method": "eagle3", "model": "d"})
+    assert engine_arguments(config, replace(model, draft=proposer), "cuda").values["speculative_config"]
+
+
+@pytest.mark.parametrize(
+    ("own", "task"),
+    [({"dtype": "float32"}, "generate"), ({"torch_dtype": "float32"}, "embed"), ({"dtype": "bfloat16"}, "embed"),
+     ({"text_config": {"dtype": "float16"}}, "generate")],
+)  # fmt: skip
+def test_the_checkpoints_own_type_is_asked_for(model, own, task):
+    stated = replace(model, config=VOCABULARY | own)
+    values = engine_arguments(EngineConfig(task=task), stated, "cuda").values
+    assert values["dtype"] == own_dtype(own)
+    assert engine_arguments(EngineConfig(dtype="float16"), stated, "cuda").values["dtype"] == "float16"
+
+
+def test_where_a_checkpoint_names_no_type_vllm_reads_it_off_the_weights(arguments):
+    assert arguments().values["dtype"] == "auto"
+
+
+def test_a_checkpoint_in_a_type_that_vllm_does_not_compute_in_is_refused(model):
+    stated = replace(model, config=VOCABULARY | {"dtype": "float64"})
+    with pytest.raises(UnsupportedParameter, match="float64") as caught:
+        engine_arguments(EngineConfig(), stated, "cuda")
+    assert (caught.value.field, caught.value.supported) == ("dtype", ["bfloat16", "float16", "float32"])
+    assert engine_arguments(EngineConfig(dtype="float32"), stated, "cuda").values["dtype"] == "float32"
+
+
+def test_a_four_bit_checkpoint_in_float32_says_which_type_to_give_on_a_cpu(model):
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 64}
+    groups = {"group_0": {"weights": weights}}
+    stated = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
+    quantised = replace(model, config={**VOCABULARY, "quantization_config": stated, "dtype": "float32"})
+    with pytest.raises(UnsupportedParameter, match="give dtype='bfloat16'") as caught:
+        engine_arguments(EngineConfig(), quantised, "cpu")
+    assert (caught.value.field, caught.value.supported) == ("dtype", ["bfloat16"])
 
 
 def test_eight_bit_activations_on_a_cpu_with_amx_are_not_computed_in_float32(model):

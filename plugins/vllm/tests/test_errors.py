@@ -74,6 +74,14 @@ def test_an_error_that_says_nothing_is_its_cause():
     assert (type(mapped), mapped.field) == (InvalidRequest, "structured")
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("CUDA out of memory. Tried to allocate 2 GiB", OutOfMemory), ("something nobody foresaw", Failure)],
+)
+def test_what_failed_in_the_core_is_told_by_its_words(words, expected):
+    assert type(request_error(Exception(f"Call to add_lora method failed: {words}"))) is expected
+
+
 def test_a_bug_is_not_mapped():
     assert request_error(KeyError("x")) is None
 
@@ -90,6 +98,11 @@ FAILED = RuntimeError("Engine core initialization failed. See root cause above."
         ("ValueError: Model architectures ['X'] are not supported for now", UnsupportedParameter, "model"),
         ("ValueError: User-specified max_model_len (9) is greater than the derived max_model_len", InvalidConfig,
          "max_model_len"),
+        ("ValueError: torch.float32 is not supported for quantization method awq. Supported dtypes: [torch.float16]",
+         UnsupportedParameter, "dtype"),
+        ("ValueError: The model type 'gemma2' does not support float16. Reason: x", UnsupportedParameter, "dtype"),
+        ("ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0.",
+         UnsupportedParameter, "dtype"),
         ("ValueError: something nobody foresaw", EngineStartupError, None),
     ],
 )  # fmt: skip

@@ -7,7 +7,7 @@ from anyengine.errors import Failure, InvalidRequest
 from anyengine_vllm import outputs
 from anyengine_vllm.barrier import Barrier
 from anyengine_vllm.logs import ErrorLog, variables
-from anyengine_vllm.stats import StatsRecorder
+from anyengine_vllm.stats import StatsRecorder, make_stat_logger
 
 REQUEST = SimpleNamespace(prompt_token_ids=[1], structured=None)
 
@@ -68,6 +68,10 @@ def test_what_is_read_of_vllms_statistics_exists_in_every_version(contracts):
         )
         assert {"queries", "hits"} <= set(fields["PrefixCacheStats"])
         assert {"finish_reason", "queued_time"} <= set(fields["FinishedRequestStats"])
+        assert {"queued_ts", "scheduled_ts"} <= set(fields["RequestStateStats"])
+        assert {"outputs", "finished", "metrics", "num_cached_tokens", "prompt_logprobs"} <= set(
+            facts["request_output"]
+        )
         assert {"num_drafts", "num_draft_tokens", "num_accepted_tokens", "num_accepted_tokens_per_pos"} <= set(
             fields["SpecDecodingStats"]
         )
@@ -157,6 +161,36 @@ def test_counters_add_up_over_steps_and_gauges_are_the_last_ones():
     assert counts == (2, 4, 2)
     recorder.aborted()
     assert stats.requests["abort"] == 1
+
+
+def test_what_is_aborted_has_waited_too_if_it_ever_began():
+    recorder = StatsRecorder()
+    recorder.aborted(SimpleNamespace(queued_ts=10.0, scheduled_ts=10.5))
+    recorder.aborted()
+    stats = _snapshot(recorder)
+    assert (stats.requests["abort"], stats.queue_time.count, stats.queue_time.sum) == (2, 1, 0.5)
+
+
+def test_the_stat_logger_says_nothing_and_needs_nothing_of_vllms_own(contracts):
+    class Prometheus:
+        """Whatever is not overridden fails: the metrics that it is for were never made."""
+
+        def record(self, *_):
+            raise AttributeError
+
+        log = log_engine_initialized = record_sleep_state = record_admission_rejection = record
+
+    recorder = StatsRecorder()
+    logger = make_stat_logger(Prometheus, recorder)(None)
+    logger.record(_scheduler(num_running_reqs=2), None, engine_idx=1)
+    logger.log()
+    logger.log_engine_initialized()
+    logger.record_sleep_state(0, 0)
+    logger.record_admission_rejection("max_num_queued_reqs")
+    assert _snapshot(recorder).running == 2
+    for facts in contracts.values():
+        # The last is a part of log_engine_initialized.
+        assert set(facts["stat_logger"]) - set(vars(type(logger))) <= {"log_metrics_info"}
 
 
 def test_several_engine_cores_are_added_up():

@@ -353,6 +353,28 @@ async def test_prompt_logprobs_are_whole_though_the_prefix_is_cached(engine):
     assert len(answer.prompt_logprobs) == len(ids)
 
 
+async def test_a_stream_has_the_same_prompt_logprobs_as_a_whole_answer(engine, rounding):
+    request = {"sampling": GREEDY, "max_tokens": 32, "ignore_eos": True, "prompt_logprobs": 2}
+    whole = await engine.generate(PROMPT, **request)
+    async with engine.stream(PROMPT, **request) as stream:
+        chunks = [chunk async for chunk in stream]
+    streamed = chunks[-1].finish.prompt_logprobs
+    assert len(chunks) > 1
+    assert streamed[0] is None
+    assert [entry.token_id for entry in streamed[1:]] == whole.prompt_token_ids[1:]
+    expected = [entry.logprob for entry in whole.prompt_logprobs[1:]]
+    assert [entry.logprob for entry in streamed[1:]] == pytest.approx(expected, abs=rounding)
+
+
+async def test_a_stop_string_in_a_stream_leaves_the_prompt_logprobs(engine):
+    whole = await engine.generate(PROMPT, sampling=GREEDY, max_tokens=32)
+    request = {"sampling": GREEDY, "max_tokens": 32, "prompt_logprobs": 0, "stop": [whole.text[8:12]]}
+    async with engine.stream(PROMPT, **request) as stream:
+        chunks = [chunk async for chunk in stream]
+    assert chunks[-1].finish.reason == "stop"
+    assert len(chunks[-1].finish.prompt_logprobs) == len(whole.prompt_token_ids)
+
+
 # -- structured output ----------------------------------------------------------------------------------------
 
 
@@ -492,6 +514,16 @@ async def test_leaving_a_stream_frees_the_engine(engine):
     assert during.kv_cache.used_tokens > 0
     assert (after.running, after.kv_cache.used_tokens) == (0, before.kv_cache.used_tokens)
     assert after.requests["abort"] == before.requests["abort"] + 1
+    assert after.queue_time.count == before.queue_time.count + 1
+
+
+async def test_what_a_stop_string_ended_has_waited_too(engine):
+    whole = await engine.generate(PROMPT, sampling=GREEDY, max_tokens=32)
+    before = await engine.stats()
+    stopped = await engine.generate(PROMPT, sampling=GREEDY, max_tokens=32, stop=[whole.text[8:12]])
+    after = await engine.stats()
+    assert (stopped.finish_reason, after.requests["abort"]) == ("stop", before.requests["abort"] + 1)
+    assert after.queue_time.count == before.queue_time.count + 1
 
 
 async def test_three_hundred_requests_cancelled_at_random_leave_nothing(engine):

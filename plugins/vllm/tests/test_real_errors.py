@@ -1,14 +1,19 @@
 """What goes wrong with vLLM is told by name, and nothing is left behind."""
 
 import asyncio
-import json
 import os
-import shutil
 import signal
 
 import pytest
 from anyengine import Engine, SamplingParams
-from anyengine.errors import EngineDied, EngineStartupError, InvalidConfig, ModelNotFound, UnsupportedParameter
+from anyengine.errors import (
+    EngineDied,
+    EngineStartupError,
+    InvalidConfig,
+    ModelNotFound,
+    Overloaded,
+    UnsupportedParameter,
+)
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 
@@ -30,21 +35,20 @@ def nothing_left():
     assert len(left) <= 1, left
 
 
-def _changed(folder, tmp_path, **values):
-    copy = tmp_path / "model"
-    shutil.copytree(folder, copy)
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | values))
-    return str(copy)
-
-
 @pytest.mark.usefixtures("nothing_left")
-async def test_an_unsupported_architecture_is_named(small, storyteller, tmp_path):
-    folder = _changed(storyteller, tmp_path, architectures=["NobodyKnowsForCausalLM"], model_type="nobody_knows")
+async def test_an_unsupported_architecture_is_named(small, storyteller, changed):
+    folder = changed(storyteller, architectures=["NobodyKnowsForCausalLM"], model_type="nobody_knows")
     with pytest.raises(UnsupportedParameter) as caught:
         await Engine.load("vllm", folder, **small)
     assert caught.value.field == "model"
     assert caught.value.__cause__ is not None
+
+
+async def test_a_proposer_is_not_replaced_by_the_model_that_it_is_for(small, storyteller, changed):
+    folder = changed(storyteller, speculators_config={"verifier": {"name_or_path": str(storyteller)}})
+    with pytest.raises(UnsupportedParameter, match="speculators_config") as caught:
+        await Engine.load("vllm", folder, **small)
+    assert caught.value.field == "model"
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -55,8 +59,8 @@ async def test_a_context_longer_than_the_models_is_refused(small, storyteller):
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_checkpoint_without_its_weights_fails_with_the_cause(small, storyteller, tmp_path):
-    folder = _changed(storyteller, tmp_path, hidden_size=128)
+async def test_a_checkpoint_without_its_weights_fails_with_the_cause(small, storyteller, changed):
+    folder = changed(storyteller, hidden_size=128)
     with pytest.raises((EngineStartupError, ModelNotFound)) as caught:
         await Engine.load("vllm", folder, **small)
     # Not just "see the log": vLLM's process says what was wrong with a size.
@@ -66,13 +70,35 @@ async def test_a_checkpoint_without_its_weights_fails_with_the_cause(small, stor
 
 @pytest.mark.parametrize(
     ("native", "words"),
-    [({"max_model_len": 3}, "use max_model_len"), ({"no_such_thing": 1}, "no engine argument"), ({"seed": 3}, "seed")],
+    [
+        ({"logits_processors": []}, "semantics"),
+        ({"model_weights": "elsewhere"}, "use model"),
+        ({"max_model_len": 3}, "use max_model_len"),
+        ({"no_such_thing": 1}, "no engine argument"),
+        ({"seed": 3}, "seed"),
+    ],
 )
 async def test_native_options_that_clash_or_do_not_exist_are_refused(small, storyteller, native, words):
     with pytest.raises(InvalidConfig) as caught:
         await Engine.load("vllm", str(storyteller), **small, native=native)
     assert words in caught.value.message
     assert caught.value.field == f"native.{next(iter(native))}"
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_full_queue_of_vllms_own_is_told_as_that(small, storyteller):
+    try:
+        loaded = await Engine.load("vllm", str(storyteller), **small, native={"max_num_queued_reqs": 1})
+    except InvalidConfig:
+        pytest.skip("this vLLM has no bound of its own")
+    async with loaded as engine:
+        first = asyncio.create_task(engine.generate([9] * 10, ignore_eos=True, max_tokens=900))
+        while not (await engine.stats()).running:  # noqa: ASYNC110 the engine sets no event
+            await asyncio.sleep(0.05)
+        with pytest.raises(Overloaded):
+            await engine.generate([9] * 10, max_tokens=4)
+        assert len((await first).token_ids) == 900
+        await engine.generate([9] * 10, max_tokens=4)
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -85,11 +111,15 @@ async def test_a_load_that_is_cancelled_leaves_nothing(small, storyteller):
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_killed_core_fails_every_request_and_the_health_check(small, storyteller):
+async def test_a_killed_core_fails_every_request_and_the_health_check(small, storyteller, make_adapter):
     import psutil
 
     async with Engine.load(
-        "vllm", str(storyteller), **small | {"kv_cache": {"capacity_tokens": 4096}}, native={"stream_interval": 1}
+        "vllm",
+        str(storyteller),
+        **small | {"kv_cache": {"capacity_tokens": 4096}},
+        native={"stream_interval": 1},
+        lora={"max_rank": 4, "max_loras": 2, "adapters": {"one": str(make_adapter(1))}},
     ) as engine:
         calls = [
             asyncio.create_task(
@@ -106,3 +136,8 @@ async def test_a_killed_core_fails_every_request_and_the_health_check(small, sto
         assert [type(failure) for failure in failures] == [EngineDied] * 3
         with pytest.raises(EngineDied):
             await engine.health()
+        # Of the engine, not of the adapter.
+        with pytest.raises(EngineDied):
+            await engine.load_lora("two", make_adapter(2))
+        with pytest.raises(EngineDied):
+            await engine.unload_lora("one")

@@ -112,6 +112,14 @@ async def test_draft_model_speculation_changes_nothing_but_the_time(exact, story
         await _check_speculation(engine, plain)
 
 
+@pytest.mark.parametrize("task", ["generate", "embed"])
+async def test_a_checkpoint_in_float32_is_computed_in_float32_unasked(small, storyteller, changed, task):
+    """vLLM by itself would take bfloat16, and to embed float16."""
+    folder = changed(storyteller, dtype="float32", torch_dtype="float32")
+    async with Engine.load("vllm", folder, **small | {"dtype": "auto"}, task=task) as engine:
+        assert engine.info.dtype == "float32"
+
+
 async def test_embeddings_have_length_one_and_tell_texts_apart(small, storyteller):
     async with Engine.load(
         "vllm", str(storyteller), **small | {"kv_cache": {"capacity_tokens": 4096}}, task="embed"

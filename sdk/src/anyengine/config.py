@@ -62,7 +62,7 @@ class SchedulingConfig(_Config):
     """How requests share the engine.
 
     Attributes:
-        max_num_seqs: sequences that the engine runs at once.
+        max_num_seqs: sequences that the engine runs at once, all copies of the model together.
         max_num_batched_tokens: tokens that it computes in one step.
         chunked_prefill: cut long prompts into pieces that fit in a step. None: the engine's own default.
         max_queued_requests: requests that may wait in the SDK for the engine; one more is refused with

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from anyengine.backend.adapters import check_adapter_rank, check_adapters_in_one_batch
+from anyengine.backend.dtypes import own_dtype
 from anyengine.errors import InvalidConfig, UnsupportedParameter
 
 from anyengine_tgi.capabilities import MAX_LOGPROBS
@@ -101,7 +102,7 @@ def _dtype(config: EngineConfig, model: ModelFiles) -> str | None:
         return config.dtype
     if "quantization_config" in model.config or "compression_config" in model.config:
         return None
-    own = str(model.config.get("dtype") or model.config.get("torch_dtype") or "float32")
+    own = own_dtype(model.config) or "float32"
     if own not in {"bfloat16", "float16"}:
         raise _unsupported(
             "dtype", f"the checkpoint is {own}, which TGI does not compute in; ask for one", ("bfloat16", "float16")

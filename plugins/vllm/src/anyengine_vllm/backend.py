@@ -12,7 +12,6 @@ from anyengine.backend import Backend, BackendInfo, TokenDelta, TokenFinish, Tok
 from anyengine.errors import (
     EngineClosed,
     EngineDied,
-    EngineStartupError,
     InvalidRequest,
     PluginError,
     UnsupportedCapability,
@@ -30,6 +29,7 @@ from anyengine_vllm.config import adapter_slots
 from anyengine_vllm.errors import request_error
 from anyengine_vllm.lora import Adapters
 from anyengine_vllm.startup import Running, start, stop
+from anyengine_vllm.taken import capacity_tokens, check_taken, dtype_of, max_num_seqs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -75,29 +75,20 @@ class VllmBackend(Backend):
         self._llm = running.llm
         self._library = running.library
         self._ids = count()
-        self._live: set[str] = set()
+        #: What vLLM has measured of each request that runs; None before its first output.
+        self._live: dict[str, Any] = {}
         self._closed = False
         self._barrier = Barrier(self._llm.is_sleeping)
         most = adapter_slots(config.lora) if config.lora is not None and running.device == "cpu" else None
-        self._adapters = Adapters(self._llm, self._library.lora_request, config.lora, most)
+        self._adapters = Adapters(self._llm, self._library.lora_request, self._mapped, config.lora, most)
         vllm_config = self._llm.vllm_config
         self._block_size = int(vllm_config.cache_config.block_size)
         self._prefix_caching = bool(vllm_config.cache_config.enable_prefix_caching)
         self._greedy_only = config.speculative is not None and versions.greedy_speculation_only(running.device)
         self._tables = versions.limited_sampler(vllm_config, running.device)
-        # In each engine core vLLM keeps one block back.
-        blocks = int(vllm_config.cache_config.num_gpu_blocks or 0)
-        self._capacity = max(blocks - config.parallel.data, 0) * self._block_size
-        self._check_capacity()
+        check_taken(config, running.sent, vllm_config)
+        self._capacity = capacity_tokens(config, vllm_config)
         self._info = self._describe()
-
-    def _check_capacity(self) -> None:
-        wanted, most = self._config.kv_cache.capacity_tokens, self._block_size * self._config.parallel.data
-        if wanted is not None and not wanted <= self._capacity < wanted + most:
-            raise EngineStartupError(
-                f"kv_cache.capacity_tokens: vLLM made room for {self._capacity} tokens (blocks of {self._block_size}) "
-                f"where {wanted} were asked for; give kv_cache.block_size={self._block_size} as well"
-            )
 
     def _describe(self) -> BackendInfo:
         model = self._llm.vllm_config.model_config
@@ -113,8 +104,8 @@ class VllmBackend(Backend):
             ),
             max_model_len=int(model.max_model_len),
             vocab_size=vocab_size,
-            max_num_seqs=int(self._llm.vllm_config.scheduler_config.max_num_seqs),
-            dtype=str(model.dtype).removeprefix("torch."),
+            max_num_seqs=max_num_seqs(self._config, self._llm.vllm_config),
+            dtype=dtype_of(self._llm.vllm_config),
             device=str(self._library.platform.get_device_name()) if device == "cuda" else device,
         )
 
@@ -173,8 +164,8 @@ class VllmBackend(Backend):
         if self._closed:
             yield TokenDelta([], None, TokenFinish("abort"))
             return
-        prompt_entries: list[Any] | None = None
-        self._live.add(request.id)
+        prompt_entries: Sequence[Any] | None = None
+        self._live[request.id] = None
         try:
             async for output in self._llm.generate(
                 requests.prompt(request),
@@ -183,13 +174,15 @@ class VllmBackend(Backend):
                 lora_request=self._adapters.find(request.lora),
                 priority=request.priority,
             ):
-                if output.prompt_logprobs is not None and request.prompt_logprobs is not None:
-                    prompt_entries = output.prompt_logprobs
+                if prompt_entries is None:
+                    prompt_entries = outputs.whole_prompt(output, request)
                 if output.finished:
-                    self._live.discard(request.id)
+                    self._live.pop(request.id, None)
+                elif request.id in self._live:
+                    self._live[request.id] = output.metrics
                 yield outputs.delta(output, request, prompt_entries)
         except Exception as error:
-            self._live.discard(request.id)
+            self._live.pop(request.id, None)
             raise self._mapped(error) from error
         # Not where the reader was cancelled: vLLM aborts by itself then, and our `abort` waits until that is done.
 
@@ -235,8 +228,7 @@ class VllmBackend(Backend):
     async def abort(self, request_id: str) -> None:
         if request_id not in self._live:
             return
-        self._live.discard(request_id)
-        self._running.recorder.aborted()
+        self._running.recorder.aborted(self._live.pop(request_id))
         try:
             await self._llm.abort(request_id)
             # The core handles its messages in order: once it answers the next one, the request is gone from it.
@@ -307,7 +299,7 @@ class VllmBackend(Backend):
         if self._closed:
             return
         self._closed = True
-        live, self._live = list(self._live), set()
+        live, self._live = list(self._live), {}
         if live and not self._llm.errored:
             # Ends their streams; the core itself is ended next, so it need not answer.
             await self._llm.abort(live)

@@ -13,10 +13,13 @@ from anyengine_vllm import quantize, versions
 if TYPE_CHECKING:
     from anyengine.config import EngineConfig
 
-__all__ = ["MAX_LOGPROBS", "declared", "narrowed"]
+__all__ = ["DTYPES", "MAX_LOGPROBS", "declared", "narrowed"]
 
 #: The SDK's own bound; vLLM takes any it is loaded with.
 MAX_LOGPROBS = 1000
+
+#: What vLLM computes in.
+DTYPES = frozenset({"bfloat16", "float16", "float32"})
 
 CONFIG = frozenset({
     "devices",
@@ -115,7 +118,7 @@ def declared() -> Capabilities:
         score=True,
         embed=True,
         structured=frozenset({"choice", "grammar", "json_schema", "regex"}),
-        dtypes=frozenset({"bfloat16", "float16", "float32"}),
+        dtypes=DTYPES,
         devices=frozenset({"cpu"}) if cpu else frozenset({"cpu", "cuda"}),
         quantization=frozenset() if cpu else versions.quantization(versions.installed()),
         quantize=quantize.SCHEMES if quantize.installed() else frozenset(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from anyengine.backend.dtypes import own_dtype
 from anyengine.errors import InvalidConfig, UnsupportedParameter
 from anyengine.quantization import read_stored
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
 
-__all__ = ["OWNED", "check_device", "check_embed", "check_native", "check_stored", "unsupported"]
+__all__ = ["OWNED", "check_device", "check_embed", "check_model", "check_native", "check_stored", "unsupported"]
 
 #: Arguments of vLLM that are decided by a field of ours, or by this package: the field that a clash is with.
 OWNED: Mapping[str, str] = {
@@ -31,10 +32,13 @@ OWNED: Mapping[str, str] = {
     "enable_sleep_mode": "",
     "block_size": "kv_cache.block_size",
     "device_ids": "devices",
+    "diffusion_config": "",
     "enforce_eager": "execution",
     "generation_config": "",
     "gpu_memory_utilization": "kv_cache.gpu_memory_fraction",
     "kv_cache_dtype": "kv_cache.dtype",
+    "kv_cache_dtype_skip_layers": "kv_cache.dtype",
+    "logits_processors": "",
     "logprobs_mode": "",
     "max_cpu_loras": "lora",
     "max_logprobs": "",
@@ -44,10 +48,13 @@ OWNED: Mapping[str, str] = {
     "max_num_batched_tokens": "scheduling.max_num_batched_tokens",
     "max_num_seqs": "scheduling.max_num_seqs",
     "model": "model",
+    "model_weights": "model",
     "num_gpu_blocks_override": "kv_cache.capacity_tokens",
     "override_generation_config": "",
     "pipeline_parallel_size": "parallel.pipeline",
     "quantization": "quantization",
+    "quantization_config": "quantization",
+    "reasoning_parser": "",
     "revision": "revision",
     "runner": "task",
     "scheduling_policy": "",
@@ -61,7 +68,9 @@ OWNED: Mapping[str, str] = {
     "tensor_parallel_size": "parallel.tensor",
     "tokenizer": "tokenizer",
     "tokenizer_revision": "tokenizer_revision",
+    "tokens_only": "",
     "trust_remote_code": "trust_remote_code",
+    "watermark_config": "",
 }
 
 
@@ -77,7 +86,7 @@ def check_native(native: Mapping[str, Any], known: Collection[str]) -> None:
     """
     for name in native:
         if name in OWNED:
-            instead = f"use {OWNED[name]}" if OWNED[name] else "anyengine sets it, and its semantics depend on it"
+            instead = f"use {OWNED[name]}" if OWNED[name] else "anyengine decides it, and its semantics depend on that"
             raise InvalidConfig(f"native.{name}: {instead}", field=f"native.{name}")
         if name not in known:
             raise InvalidConfig(f"native.{name}: vLLM has no engine argument of that name", field=f"native.{name}")
@@ -141,26 +150,53 @@ def _check_cpu(config: EngineConfig) -> None:
         )
 
 
-def check_stored(config: EngineConfig, model: ModelFiles, *, amx: bool) -> None:
+def check_model(model: ModelFiles) -> None:
+    """Refuse a checkpoint in whose place vLLM would load another.
+
+    A proposer in the format of ``speculators`` names the model that it is for; vLLM loads that one, with its tokenizer
+    and the proposer beside it (``maybe_override_with_speculators``).
+
+    Raises:
+        UnsupportedParameter: names the field.
+    """
+    if "speculators_config" in model.config:
+        raise unsupported(
+            "model",
+            "it is a proposer for speculative decoding (it has speculators_config), in whose place vLLM would load the "
+            "model that it is for; load that one, with speculative.model for this",
+        )
+
+
+def check_stored(dtype: str, model: ModelFiles, *, amx: bool) -> None:
     """Refuse a data type that vLLM's kernel for CPUs of the checkpoint's scheme does not compute in.
 
     The 4-bit kernel (``cpu_gemm_wna16`` of 0.32) takes bfloat16, and the 8-bit one for processors with matrix tiles
     (``int8_scaled_mm_with_quant``) bfloat16 or float16: with float32 the engine's core dies in the first step.
 
+    Args:
+        dtype: what vLLM is to compute in: asked for, or the checkpoint's own.
+        model: the checkpoint.
+        amx: whether the processor has matrix tiles.
+
     Raises:
         UnsupportedParameter: names the field.
     """
     stored = read_stored(model.path, model.config)
-    if config.dtype != "float32" or stored is None:
+    if dtype != "float32" or stored is None:
         return
     if "int4-w4a16" in stored.schemes:
-        raise unsupported("dtype", "vLLM's 4-bit kernel on a CPU does not compute in float32", {"auto", "bfloat16"})
-    if "int8-w8a8" in stored.schemes and amx:
-        raise unsupported(
-            "dtype",
-            "vLLM's 8-bit kernel on a CPU with AMX does not compute in float32",
-            {"auto", "bfloat16", "float16"},
-        )
+        kernel, takes = "4-bit kernel on a CPU", {"bfloat16"}
+    elif "int8-w8a8" in stored.schemes and amx:
+        kernel, takes = "8-bit kernel on a CPU with AMX", {"bfloat16", "float16"}
+    else:
+        return
+    own = own_dtype(model.config)
+    whose = ", which the checkpoint is in" if own == dtype else ""
+    raise unsupported(
+        "dtype",
+        f"vLLM's {kernel} does not compute in float32{whose}; give dtype='bfloat16'",
+        takes | ({"auto"} if own in {None, *takes} else set()),
+    )
 
 
 def check_embed(config: EngineConfig) -> None:

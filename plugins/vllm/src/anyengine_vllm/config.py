@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from anyengine.backend.adapters import check_adapter_rank
+from anyengine.backend.dtypes import own_dtype
 from anyengine.errors import InvalidConfig
 
 from anyengine_vllm import versions
-from anyengine_vllm.capabilities import MAX_LOGPROBS
-from anyengine_vllm.checks import check_device, check_embed, check_stored, unsupported
+from anyengine_vllm.capabilities import DTYPES, MAX_LOGPROBS
+from anyengine_vllm.checks import check_device, check_embed, check_model, check_stored, unsupported
 
 if TYPE_CHECKING:
     from anyengine.config import EngineConfig, LoRAConfig
@@ -60,16 +61,18 @@ def engine_arguments(config: EngineConfig, model: ModelFiles, device: str, *, am
         UnsupportedParameter: a field cannot be honoured with this device or task.
         InvalidConfig: fields that contradict one another.
     """
+    check_model(model)
     check_device(config, device)
+    dtype = _dtype(config, model)
     if device == "cpu":
-        check_stored(config, model, amx=amx)
+        check_stored(dtype, model, amx=amx)
     values: dict[str, Any] = {
         "model": str(model.path),
         "tokenizer": str(model.tokenizer_path),
         # Prompts are token ids; only the compiler of structures needs a tokenizer.
         "skip_tokenizer_init": config.task == "embed",
         "trust_remote_code": config.trust_remote_code,
-        "dtype": config.dtype,
+        "dtype": dtype,
         "runner": "generate" if config.task == "generate" else "pooling",
         "tensor_parallel_size": config.parallel.tensor,
         "pipeline_parallel_size": config.parallel.pipeline,
@@ -89,7 +92,7 @@ def engine_arguments(config: EngineConfig, model: ModelFiles, device: str, *, am
         "enable_prefix_caching": config.kv_cache.prefix_caching,
         "block_size": config.kv_cache.block_size,
         "gpu_memory_utilization": config.kv_cache.gpu_memory_fraction,
-        "max_num_seqs": config.scheduling.max_num_seqs,
+        "max_num_seqs": _max_num_seqs(config),
         "max_num_batched_tokens": config.scheduling.max_num_batched_tokens,
         "enable_chunked_prefill": _chunked_prefill(config, device),
         "kv_cache_dtype": None if config.kv_cache.dtype == "auto" else config.kv_cache.dtype,
@@ -102,8 +105,9 @@ def engine_arguments(config: EngineConfig, model: ModelFiles, device: str, *, am
         check_embed(config)
         values["convert"] = "embed"
     else:
-        # Of vLLM's backends this is the one whose grammars are Lark's.
-        values["structured_outputs_config"] = {"backend": "guidance"}
+        # Of vLLM's backends this is the one whose grammars are Lark's. For some models (gpt-oss) vLLM parses reasoning
+        # unasked, and constrains nothing before that has ended: a constraint here is of the whole answer.
+        values["structured_outputs_config"] = {"backend": "guidance", "enable_in_reasoning": True}
     if config.speculative is not None:
         values["speculative_config"] = _speculative(config, model)
     if config.lora is not None:
@@ -111,6 +115,19 @@ def engine_arguments(config: EngineConfig, model: ModelFiles, device: str, *, am
     if config.kv_cache.capacity_tokens is not None:
         values |= _blocks(config, device, config.kv_cache.capacity_tokens)
     return Arguments(values | dict(config.native), _environment(config))
+
+
+def _dtype(config: EngineConfig, model: ModelFiles) -> str:
+    """As asked, else the checkpoint's; where that says none, vLLM reads it off the weights.
+
+    Its own ``auto`` is another: it turns float32 into 16 bits, and goes on in another type where it has not this one.
+    """
+    own = own_dtype(model.config)
+    if config.dtype != "auto" or own is None:
+        return config.dtype
+    if own not in DTYPES:
+        raise unsupported("dtype", f"the checkpoint is {own}, which vLLM does not compute in; ask for one", DTYPES)
+    return own
 
 
 def _seed(config: EngineConfig) -> int:
@@ -136,6 +153,19 @@ def _max_model_len(config: EngineConfig, model: ModelFiles) -> int | None:
     if wanted is None and isinstance(own, int) and own > capacity:
         return capacity
     return wanted
+
+
+def _max_num_seqs(config: EngineConfig) -> int | None:
+    """As vLLM counts them: of each copy of the model."""
+    wanted, copies = config.scheduling.max_num_seqs, config.parallel.data
+    if wanted is None:
+        return None
+    if wanted % copies:
+        raise unsupported(
+            "scheduling.max_num_seqs",
+            f"vLLM bounds each of the {copies} copies (parallel.data) by itself: a multiple of {copies}, not {wanted}",
+        )
+    return wanted // copies
 
 
 def _chunked_prefill(config: EngineConfig, device: str) -> bool | None:

@@ -99,21 +99,24 @@ REQUEST_ERRORS: dict[str, Callable[[BaseException], AnyEngineError]] = {
 }
 
 
+#: How torch and its allocators say that there is no more memory.
+_NO_MEMORY = r"(?i)(CUDA out of memory|OutOfMemoryError|can't allocate memory|not enough memory)[^\n]*"
+
+
 def request_error(error: BaseException) -> AnyEngineError | None:
     """Ours for what a call of vLLM raised; None for what is not in the map: a bug of this package, or of vLLM."""
     if type(error).__qualname__ == "EngineGenerateError" and error.__cause__ is not None:
         # It says nothing itself; what went wrong is its cause.
         return request_error(error.__cause__) or _failed(error.__cause__)
+    if type(error) is Exception:
+        # Of a call that is no request (of adapters, say) and failed in the core: its words are all that is left.
+        return _memory(error) if re.search(_NO_MEMORY, str(error)) else _failed(error)
     return request_failure(error, REQUEST_ERRORS)
 
 
 #: The first that is found counts.
 _CAUSES = (
-    LoadCause(
-        r"(?i)(CUDA out of memory|OutOfMemoryError|can't allocate memory|not enough memory)[^\n]*",
-        OutOfMemory,
-        MORE_MEMORY,
-    ),
+    LoadCause(_NO_MEMORY, OutOfMemory, MORE_MEMORY),
     LoadCause(
         r"(?i)(Free memory on device|Available memory on node|No available memory for the cache|"
         r"KV cache is needed|larger than the available KV cache memory)[^\n]*",
@@ -132,6 +135,13 @@ _CAUSES = (
         InvalidConfig,
         "the model's context is shorter",
         field="max_model_len",
+    ),
+    LoadCause(
+        r"[^\n]*is not supported for quantization method[^\n]*|The model type [^\n]*does not support float16[^\n]*|"
+        r"Bfloat16 is only supported on[^\n]*",
+        UnsupportedParameter,
+        "give another; auto is the checkpoint's own",
+        field="dtype",
     ),
     LoadCause(
         r"(?i)[^\n]*(?:quantization method|quantization)[^\n]*(?:does not match|not supported|Unknown)[^\n]*",

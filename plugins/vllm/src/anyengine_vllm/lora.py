@@ -7,12 +7,10 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from anyengine.backend.adapters import check_adapter_rank
-from anyengine.errors import InvalidRequest, UnsupportedParameter
-
-from anyengine_vllm.errors import request_error
+from anyengine.errors import EngineDied, InvalidRequest, OutOfMemory, UnsupportedParameter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from anyengine.config import LoRAConfig
@@ -30,12 +28,14 @@ class Adapters:
     Attributes:
         llm: ``AsyncLLM``.
         lora_request: vLLM's class.
+        mapped: what is raised for what a call of vLLM raised.
         config: what the engine was loaded with.
         most: adapters that there can be at once, None for any number.
     """
 
     llm: Any
     lora_request: Any
+    mapped: Callable[[Exception], Exception]
     config: LoRAConfig | None
     most: int | None = None
     _loaded: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -63,6 +63,7 @@ class Adapters:
 
         Raises:
             UnsupportedParameter: it does not fit the model or the limits.
+            EngineDied, OutOfMemory: of the engine, whatever the adapter.
         """
         if self.config is None:
             raise UnsupportedParameter("lora: the engine was not loaded for adapters", field="lora")
@@ -78,15 +79,23 @@ class Adapters:
         try:
             await self.llm.add_lora(request)
         except Exception as error:
-            mapped = request_error(error)
-            if mapped is not None and type(mapped).__name__ == "EngineDied":
+            mapped = self.mapped(error)
+            if isinstance(mapped, EngineDied | OutOfMemory):
                 raise mapped from error
             place = f"lora.adapters.{name}"
             raise UnsupportedParameter(f"{place}: vLLM cannot load {path}: {error}", field=place) from error
         self._loaded[name] = request
 
     async def unload(self, name: str) -> None:
-        """Forget an adapter."""
+        """Forget an adapter.
+
+        Raises:
+            EngineDied, Failure: vLLM did not.
+        """
         request = self._loaded.pop(name, None)
-        if request is not None:
+        if request is None:
+            return
+        try:
             await self.llm.remove_lora(request.lora_int_id)
+        except Exception as error:
+            raise self.mapped(error) from error

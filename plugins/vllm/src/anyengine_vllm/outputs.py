@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from anyengine.backend import TokenRequest
 
-__all__ = ["delta", "prompt_logprobs", "token_logprobs"]
+__all__ = ["delta", "prompt_logprobs", "token_logprobs", "whole_prompt"]
 
 #: vLLM's reasons that are ours; ``error`` and ``repetition`` are not.
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
@@ -42,13 +42,25 @@ def prompt_logprobs(
     ]
 
 
+def whole_prompt(output: Any, request: TokenRequest) -> Sequence[Mapping[int, Any] | None] | None:
+    """Log-probabilities of the prompt, where they were asked for and this of vLLM's outputs has them.
+
+    One output does, the one with which the prompt has been computed. Later ones have an empty list, and a request that
+    is aborted before has a list with no more than the first entry.
+    """
+    entries: Sequence[Mapping[int, Any] | None] | None = output.prompt_logprobs
+    if request.prompt_logprobs is None or entries is None or len(entries) != len(request.prompt_token_ids):
+        return None
+    return entries
+
+
 def delta(output: Any, request: TokenRequest, prompt_entries: Sequence[Mapping[int, Any] | None] | None) -> TokenDelta:
     """One of vLLM's outputs.
 
     Args:
         output: a ``RequestOutput`` with one sequence.
         request: what was asked for.
-        prompt_entries: log-probabilities of the prompt, which vLLM gives with the first output only.
+        prompt_entries: log-probabilities of the prompt, as :func:`whole_prompt` found them; None if it has not.
 
     Raises:
         InvalidRequest: vLLM gave the request up, and its constraint is why.

@@ -19,8 +19,10 @@ from anyengine_vllm.errors import load_error
 from anyengine_vllm.library import Library, load_library
 from anyengine_vllm.logs import ErrorLog, variables
 from anyengine_vllm.stats import StatsRecorder, make_stat_logger
+from anyengine_vllm.taken import check_taken, dtype_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from multiprocessing.process import BaseProcess
 
     from anyengine.config import EngineConfig
@@ -43,6 +45,7 @@ class Running:
         llm: ``AsyncLLM``.
         library: vLLM's classes.
         device: ``cpu`` or ``cuda``.
+        sent: the arguments that vLLM was given.
         recorder: of its statistics.
         log: what its processes log as errors.
         processes: the engine cores.
@@ -51,6 +54,7 @@ class Running:
     llm: Any
     library: Library
     device: str
+    sent: Mapping[str, Any]
     recorder: StatsRecorder
     log: ErrorLog
     processes: tuple[BaseProcess, ...]
@@ -106,7 +110,8 @@ def _build(config: EngineConfig, model: ModelFiles, log: ErrorLog, before: set[B
         # What is left out (sequences at once, tokens of a step) vLLM sizes by the device for the usage that it is told.
         # Told none, it takes what it has for its own tests: 128 sequences, where its server runs 1,024 on an H200.
         vllm_config = library.engine_args(**arguments.values).create_engine_config(library.serving)
-        _check_adapters(config, device, str(vllm_config.model_config.dtype))
+        check_taken(config, arguments.values, vllm_config)
+        _check_adapters(config, device, dtype_of(vllm_config))
         llm = library.async_llm.from_vllm_config(
             vllm_config, stat_loggers=[make_stat_logger(library.stat_logger, recorder)], disable_log_stats=True
         )
@@ -114,6 +119,7 @@ def _build(config: EngineConfig, model: ModelFiles, log: ErrorLog, before: set[B
         llm=llm,
         library=library,
         device=device,
+        sent=arguments.values,
         recorder=recorder,
         log=log,
         processes=tuple(_started_since(before)),
@@ -142,7 +148,7 @@ def _check_process(config: EngineConfig, library: Library) -> None:
 
 
 def _check_adapters(config: EngineConfig, device: str, dtype: str) -> None:
-    if config.lora is not None and device == "cuda" and dtype == "torch.float32":
+    if config.lora is not None and device == "cuda" and dtype == "float32":
         raise UnsupportedParameter(
             "lora: on a GPU vLLM computes adapters in 16 bits only; load with dtype='bfloat16' or 'float16'",
             field="lora",

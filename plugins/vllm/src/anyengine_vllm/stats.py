@@ -38,9 +38,15 @@ class StatsRecorder:
         """Whether the last report had requests in it."""
         return any(seen.num_running_reqs or _waiting(seen) for seen in self._scheduler.values())
 
-    def aborted(self) -> None:
-        """Count a request that was ended from outside."""
+    def aborted(self, measured: Any | None = None) -> None:
+        """Count a request that was ended from outside.
+
+        Args:
+            measured: its ``RequestStateStats``, if it has had an output. vLLM reports those of others when they end.
+        """
         self._requests["abort"] += 1
+        if measured is not None:
+            self._queue.observe(max(measured.scheduled_ts - measured.queued_ts, 0.0))
 
     def record(self, scheduler: Any | None, iteration: Any | None, engine: int = 0) -> None:
         """Take in one step of one engine core (there are several with data parallelism)."""
@@ -157,5 +163,8 @@ def make_stat_logger(base: Any, recorder: StatsRecorder) -> Any:
 
         def record_sleep_state(self, *args: Any, **kwargs: Any) -> None:
             """Nor here."""
+
+        def record_admission_rejection(self, reason: str) -> None:
+            """Nor here: who is turned away is told so. vLLM's own counts it in metrics that this one has not."""
 
     return RecordingStatLogger
