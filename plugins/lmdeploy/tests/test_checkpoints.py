@@ -184,6 +184,7 @@ def test_fp8_with_layers_that_are_none_is_not_for_pytorch(simulated, model, stor
     "kept",
     [
         "lm_head",
+        "re:.*lm_head",
         "model.embed_tokens",
         "model.norm",
         "model.layers.0.input_layernorm",

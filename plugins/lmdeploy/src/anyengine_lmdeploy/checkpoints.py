@@ -126,10 +126,12 @@ def _turbomind(stated: dict[str, Any], method: str) -> str | None:
     return None
 
 
-#: Modules that LMDeploy never quantises, by the last part of their name; and those that have nothing to do with text.
+#: Modules that LMDeploy never quantises, by the last part of their name, or that have nothing to do with text.
 _NEVER_QUANTISED = re.compile(
-    r"(lm_head|embed\w*|wte|conv1d|in_proj_(a|b|ba)|\S*norm\w*|(\w*_)?(gate|router))$"
-    r"|(\S*\.)?(visual|vision\w*|audio\w*|multi_modal_projector|mm_projector|mlp1|mtp)(\.|$)"
+    r"(\S*\W)?("
+    r"(lm_head|embed\w*|wte|conv1d|in_proj_(a|b|ba)|\w*norm\w*|(\w*_)?(gate|router))"
+    r"|(visual|vision\w*|audio\w*|multi_modal_projector|mm_projector|mlp1|mtp)(\.\S*)?"
+    r")"
 )
 
 
@@ -142,13 +144,8 @@ def _pytorch(stated: dict[str, Any], method: str) -> str | None:
     if method != "fp8":
         return None
     kept: Any = stated.get("ignored_layers") or stated.get("modules_to_not_convert") or ()
-    missed = [name for name in map(str, kept) if not _never_quantised(name)]
+    missed = [name for name in map(str, kept) if not _NEVER_QUANTISED.fullmatch(name)]
     return f"LMDeploy's engine in PyTorch would take {missed[0]} for fp8, which it is not" if missed else None
-
-
-def _never_quantised(name: str) -> bool:
-    last = name.rpartition(".")[2]
-    return any(_NEVER_QUANTISED.match(part) for part in (name, last))
 
 
 _OF_BACKEND = {"turbomind": _turbomind, "pytorch": _pytorch}
