@@ -145,6 +145,64 @@ def test_words_that_turbomind_does_not_find_are_refused(simulated, model, config
         check_config(EngineConfig(), files, "turbomind", load_library().torch)
 
 
+@pytest.mark.parametrize(("form", "loads"), [(None, True), ("gptq", True), ("gptq_v2", False), ("marlin", False)])
+def test_gptq_of_another_format_is_refused(simulated, model, form, loads):
+    stated = GPTQ if form is None else GPTQ | {"checkpoint_format": form}
+    files = replace(model, config=model.config | {"quantization_config": stated})
+    if loads:
+        check_config(EngineConfig(), files, "turbomind", load_library().torch)
+        return
+    with pytest.raises(UnsupportedParameter, match=f"'gptq' only, and this is '{form}'") as caught:
+        check_config(EngineConfig(), files, "turbomind", load_library().torch)
+    assert caught.value.field == "model"
+
+
+@pytest.mark.parametrize("stored", [FP8 | BLOCKS, FP8 | {"activation_scheme": "static"}])
+@pytest.mark.parametrize("where", ["ignored_layers", "modules_to_not_convert"])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.3.mlp.down_proj",
+        "model.layers.0.mlp.gate_proj",
+        "model.layers.0",
+        "mlp",
+        "model.layers.0.mlp.experts",
+    ],
+)
+def test_fp8_with_layers_that_are_none_is_not_for_pytorch(simulated, model, stored, where, kept):
+    files = replace(model, config=model.config | {"quantization_config": stored | {where: ["lm_head", kept]}})
+    with pytest.raises(UnsupportedParameter, match=f"would take {kept} for fp8") as caught:
+        check_config(EngineConfig(), files, "pytorch", load_library().torch)
+    assert caught.value.field == "model"
+    if "weight_block_size" in stored:
+        assert "native.backend='turbomind' can" in caught.value.message
+        check_config(EngineConfig(), files, "turbomind", load_library().torch)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "lm_head",
+        "re:.*lm_head",
+        "model.embed_tokens",
+        "model.norm",
+        "model.layers.0.input_layernorm",
+        "model.layers.0.self_attn.q_norm",
+        "model.layers.0.mlp.gate",
+        "model.layers.0.mlp.shared_expert_gate",
+        "model.layers.0.linear_attn.conv1d",
+        "model.layers.0.linear_attn.in_proj_a",
+        "model.visual.blocks.0.attn.qkv",
+        "visual",
+    ],
+)
+def test_what_is_never_quantised_may_be_named(simulated, model, kept):
+    stated = FP8 | BLOCKS | {"modules_to_not_convert": [kept]}
+    files = replace(model, config=model.config | {"quantization_config": stated})
+    check_config(EngineConfig(), files, "pytorch", load_library().torch)
+
+
 def test_awq_in_another_dtype_than_it_is_computed_in_is_refused(simulated, quantised):
     torch = load_library().torch
     with pytest.raises(UnsupportedParameter, match="float16 only") as caught:

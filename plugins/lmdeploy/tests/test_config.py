@@ -2,7 +2,8 @@ import json
 
 import pytest
 from anyengine import EngineConfig
-from anyengine.errors import InvalidConfig, OutOfMemory, UnsupportedParameter
+from anyengine.errors import InvalidConfig, ModelNotFound, OutOfMemory, UnsupportedParameter
+from anyengine_lmdeploy.checkpoints import vocab_size
 from anyengine_lmdeploy.checks import check_config
 from anyengine_lmdeploy.config import engine_arguments
 from anyengine_lmdeploy.options import needs_pytorch, parse_options
@@ -160,6 +161,40 @@ def test_an_adapter_of_a_higher_rank_than_asked_for_is_refused(arguments, adapte
     assert caught.value.field == "lora.adapters.b"
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"use_rslora": True}, "use_rslora"),
+        ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
+        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
+        ({"layers_to_transform": [0]}, "layers_to_transform"),
+        ({"exclude_modules": ["v_proj"]}, "exclude_modules"),
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "all"}, "bias"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"peft_type": "LOHA"}, "LOHA"),
+        ({"target_modules": "all-linear"}, "plain names"),
+        ({"target_modules": r".*\.q_proj"}, "plain names"),
+        ({"target_modules": ["v_proj", "model.layers.0.self_attn.q_proj"]}, "plain names"),
+    ],
+)
+def test_a_setting_of_an_adapter_that_lmdeploy_does_not_honour_is_refused(arguments, adapted, setting, said):
+    files = adapted(8)
+    (files.loras["a"] / "adapter_config.json").write_text(json.dumps({"r": 8} | setting))
+    with pytest.raises(UnsupportedParameter, match=said) as caught:
+        arguments("pytorch", files, lora={"adapters": {"a": "x"}})
+    assert caught.value.field == "lora.adapters.a"
+
+
+def test_an_adapter_as_peft_writes_it_by_default_is_taken(arguments, adapted):
+    files = adapted(8)
+    said = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "bias": "none", "target_modules": ["q_proj", "v_proj"]}
+    said |= {"use_dora": False, "rank_pattern": {}, "modules_to_save": None, "layers_to_transform": None}
+    (files.loras["a"] / "adapter_config.json").write_text(json.dumps(said))
+    made = arguments("pytorch", files, lora={"adapters": {"a": "x"}})
+    assert made.config["adapters"] == {"a": str(files.loras["a"])}
+
+
 def test_fewer_adapters_in_a_batch_than_are_loaded_are_refused(arguments, adapted):
     with pytest.raises(UnsupportedParameter, match="all 3 adapters") as caught:
         arguments("pytorch", adapted(8, 8, 8), lora={"adapters": dict.fromkeys("abc", "x"), "max_loras": 2})
@@ -281,3 +316,48 @@ def test_an_older_gpu_has_no_fp8(simulated, model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     with pytest.raises(UnsupportedParameter, match=r"9\.0"):
         check_config(EngineConfig(quantization="fp8"), model, "pytorch", torch)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "refused"),
+    [
+        ("fp8", (8, 6), True),
+        ("fp8_e4m3", (8, 0), True),
+        ("fp8_e5m2", (8, 0), False),
+        ("int8", (8, 0), False),
+        ("fp8", (8, 9), False),
+    ],
+)
+def test_a_cache_in_e4m3_needs_a_gpu_that_has_it(simulated, model, monkeypatch, dtype, capability, refused):
+    torch, config = _torch(), EngineConfig(kv_cache={"dtype": dtype})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    if not refused:
+        check_config(config, model, "pytorch", torch)
+        return
+    with pytest.raises(UnsupportedParameter, match=r"8\.9") as caught:
+        check_config(config, model, "pytorch", torch)
+    assert caught.value.field == "kv_cache.dtype"
+    assert "fp8_e5m2" in caught.value.supported
+
+
+# -- models with more than text ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["text_config", "llm_config", "thinker_config"])
+def test_what_is_said_of_the_text_is_read_wherever_it_is(simulated, arguments, model, place):
+    inner = {"text_config": model.config} if place == "thinker_config" else model.config
+    files = replace(model, config={"model_type": "with_images", place: inner})
+    check_config(EngineConfig(quantization="fp8"), files, "pytorch", _torch())
+    assert arguments("pytorch", files).config["session_len"] == 1024
+    assert vocab_size(files) == 4096
+    stored = {**inner, "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}
+    with pytest.raises(UnsupportedParameter, match="gptq") as caught:
+        check_config(EngineConfig(), replace(model, config={place: stored}), "pytorch", _torch())
+    assert caught.value.field == "model"
+
+
+def test_a_model_that_does_not_say_its_vocabulary_is_refused_before_a_load(simulated, model):
+    config = {name: value for name, value in model.config.items() if name != "vocab_size"}
+    with pytest.raises(ModelNotFound, match="vocab_size") as caught:
+        check_config(EngineConfig(), replace(model, config={"text_config": config}), "turbomind", _torch())
+    assert caught.value.field == "model"

@@ -113,6 +113,13 @@ def test_scores_and_the_prefix_cache_exclude_each_other_on_turbomind(loaded):
     assert [loaded(backend).score for backend in ("turbomind", "pytorch")] == [True, True]
 
 
+def test_sleep_and_prefix_caching_exclude_each_other(loaded):
+    """After it the cache is all zeros, and LMDeploy would answer from it."""
+    cached = {"kv_cache": {"prefix_caching": True}}
+    assert [loaded(backend).sleep for backend in ("turbomind", "pytorch")] == [False, True]
+    assert [loaded(backend, **cached).sleep for backend in ("turbomind", "pytorch")] == [False, False]
+
+
 def test_drafts_have_no_log_probabilities_and_no_grammars(loaded):
     found = loaded("pytorch", speculates=True)
     assert (found.logprobs, found.prompt_logprobs, found.max_logprobs, found.score, found.structured) == (

@@ -10,7 +10,15 @@ import threading
 import pytest
 from anyengine import Engine, EngineConfig, SamplingParams, Structured
 from anyengine.backend import TokenRequest
-from anyengine.errors import EngineClosed, EngineDied, EngineStartupError, Failure, Misuse, OutOfMemory
+from anyengine.errors import (
+    EngineClosed,
+    EngineDied,
+    EngineStartupError,
+    Failure,
+    Misuse,
+    OutOfMemory,
+    UnsupportedCapability,
+)
 from anyengine.hub import ModelFiles
 from anyengine_lmdeploy import plugin
 
@@ -448,6 +456,23 @@ async def test_it_sleeps_and_wakes_and_goes_on(simulated, storyteller, expected)
         await engine.wake()
         answer = await engine.generate(PROMPT, sampling=GREEDY, max_tokens=24)
     assert answer.token_ids == expected.token_ids
+
+
+async def test_it_does_not_sleep_with_a_cache_of_prefixes(simulated, storyteller):
+    fields = {"native": {"backend": "pytorch"}, "kv_cache": {"prefix_caching": True}}
+    async with Engine.load(plugin, str(storyteller), isolation="none", **fields) as engine:
+        with pytest.raises(UnsupportedCapability) as caught:
+            await engine.sleep()
+    assert caught.value.capability == "sleep"
+
+
+async def test_a_nested_configuration_is_enough_to_load(simulated, backend, files):
+    from msgspec.structs import replace
+
+    nested = replace(files, config={"model_type": "with_images", "text_config": files.config})
+    made = await plugin.load(EngineConfig(native={"backend": backend}), nested)
+    assert (made.info.vocab_size, made.info.max_model_len) == (4096, 1024)
+    await made.close()
 
 
 async def test_sleep_ends_what_runs(simulated, files):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
+import json
 import logging
 import threading
 from contextlib import aclosing
@@ -470,3 +471,21 @@ async def test_pytorch_says_how_many_blocks_it_made(make):
     # One is kept back, and one more is left out of the context.
     assert engine.engine.max_session_len == 256
     assert make("pytorch").backend_config.num_gpu_blocks == 513
+
+
+async def test_pytorch_changes_what_it_has_no_room_or_kernel_for(messages, storyteller, caplog):
+    from lmdeploy.simulation.cache import make_cache_config
+
+    facts = {**_facts(storyteller), "sliding_window": 64, "head_dim": 512}
+    config = messages.PytorchEngineConfig(max_batch_size=8, enable_prefix_caching=True, max_prefill_token_num=9_174_000)
+    with caplog.at_level(logging.WARNING, "lmdeploy"):
+        made = make_cache_config(config, facts)
+    assert (made.block_size, made.enable_prefix_caching) == (32, False)
+    assert made.max_prefill_token_num == 4_587_000
+    assert len(caplog.records) == 3
+    with pytest.raises(RuntimeError, match="gpu memory"):
+        make_cache_config(messages.PytorchEngineConfig(max_batch_size=8, max_prefill_token_num=10**8), facts)
+
+
+def _facts(folder):
+    return json.loads((folder / "config.json").read_bytes())

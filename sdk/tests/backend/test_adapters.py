@@ -1,8 +1,8 @@
-"""What an adapter's own file says of its rank decides whether it is loaded."""
+"""What an adapter's own file says decides whether it is loaded."""
 
 import pytest
 from anyengine import LoRAConfig
-from anyengine.backend.adapters import check_adapter_rank, check_adapters_in_one_batch
+from anyengine.backend.adapters import check_adapter_rank, check_adapter_settings, check_adapters_in_one_batch
 from anyengine.errors import ModelNotFound, UnsupportedParameter
 
 
@@ -55,4 +55,49 @@ def test_an_adapter_that_does_not_say_its_rank_is_refused_by_name(tmp_path, cont
         (tmp_path / "adapter_config.json").write_text(content, encoding="latin-1")
     with pytest.raises(ModelNotFound, match=r"adapter_config\.json cannot be read") as caught:
         check_adapter_rank("a", tmp_path, 8)
+    assert caught.value.field == "lora.adapters.a"
+
+
+IGNORED = ("use_rslora", "alpha_pattern", "bias", "layers_to_transform", "modules_to_save")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        '{"peft_type": "LORA", "use_rslora": false, "alpha_pattern": {}, "bias": "none", "modules_to_save": null}',
+        # Nobody asks after it.
+        '{"use_dora": true}',
+    ],
+)
+def test_settings_that_say_no_and_those_that_are_honoured_are_let_through(tmp_path, content):
+    (tmp_path / "adapter_config.json").write_text(content)
+    check_adapter_settings("Simulated", "a", tmp_path, IGNORED)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"use_rslora": true}', r"Simulated does not honour its use_rslora \(true\)"),
+        ('{"alpha_pattern": {"q_proj": 4}}', r'alpha_pattern \(\{"q_proj": 4\}\)'),
+        ('{"bias": "lora_only"}', "bias"),
+        # The number of the first layer is no "no".
+        ('{"layers_to_transform": 0}', "layers_to_transform"),
+        ('{"modules_to_save": ["lm_head"]}', "modules_to_save"),
+        ('{"peft_type": "LOHA"}', "'LOHA', and Simulated has low-rank adapters only"),
+    ],
+)
+def test_a_setting_that_is_not_honoured_is_refused_by_name(tmp_path, content, said):
+    (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(UnsupportedParameter, match=said) as caught:
+        check_adapter_settings("Simulated", "a", tmp_path, IGNORED)
+    assert caught.value.field == "lora.adapters.a"
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "\xff"])
+def test_settings_that_cannot_be_read_are_refused_by_name(tmp_path, content):
+    if content is not None:
+        (tmp_path / "adapter_config.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ModelNotFound, match=r"adapter_config\.json cannot be read") as caught:
+        check_adapter_settings("Simulated", "a", tmp_path, IGNORED)
     assert caught.value.field == "lora.adapters.a"

@@ -11,9 +11,9 @@ from anyengine.errors import EngineDied, EngineUnresponsive, InvalidRequest
 
 from anyengine_lmdeploy import request as requests
 from anyengine_lmdeploy.capabilities import narrowed
-from anyengine_lmdeploy.config import RESERVED_BLOCKS, block_size
+from anyengine_lmdeploy.checkpoints import vocab_size
 from anyengine_lmdeploy.serving import Requests
-from anyengine_lmdeploy.startup import Running, start, stop
+from anyengine_lmdeploy.startup import Running, block_size, capacity_tokens, start, stop
 from anyengine_lmdeploy.stats import Recorder
 from anyengine_lmdeploy.structured import response_format
 
@@ -63,18 +63,13 @@ class LMDeployBackend(Backend):
             self._library.queued, self._library.scheduled, times_tokens=self._backend == "pytorch"
         )
         self._prefix_caching = bool(self._engine.backend_config.enable_prefix_caching)
-        self._block_size = block_size(config)
-        self._capacity = self._capacity_tokens()
+        self._block_size = block_size(running)
+        self._capacity = capacity_tokens(running)
         self._info = self._describe(model)
         self._requests = Requests(running, self._recorder, self._info.vocab_size)
 
-    def _capacity_tokens(self) -> int | None:
-        if self._backend == "turbomind":
-            return None  # it does not say how many blocks a share of memory came to
-        return (int(self._engine.backend_config.num_gpu_blocks) - RESERVED_BLOCKS) * self._block_size
-
     def _describe(self, model: ModelFiles) -> BackendInfo:
-        vocab_size = int(model.config["vocab_size"])
+        tokens = vocab_size(model)
         settings = self._engine.backend_config
         length = int(self._engine.session_len)
         if self._backend == "pytorch":
@@ -83,11 +78,9 @@ class LMDeployBackend(Backend):
         else:
             dtype = str(settings.dtype)
         return BackendInfo(
-            capabilities=narrowed(
-                self._config, model, self._backend, vocab_size=vocab_size, speculates=self._speculates
-            ),
+            capabilities=narrowed(self._config, model, self._backend, vocab_size=tokens, speculates=self._speculates),
             max_model_len=length,
-            vocab_size=vocab_size,
+            vocab_size=tokens,
             max_num_seqs=int(settings.max_batch_size),
             dtype=dtype,
             device=str(self._library.torch.cuda.get_device_name(0)),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anyengine.capabilities import Capabilities, Conflict
 from msgspec.structs import replace
 
 from anyengine_lmdeploy import quantize
+from anyengine_lmdeploy.checkpoints import text_config
 
 if TYPE_CHECKING:
     from anyengine.config import EngineConfig
@@ -110,7 +111,7 @@ def declared() -> Capabilities:
 
 def fits_fp8(model: ModelFiles) -> bool:
     """Whether LMDeploy can quantise a model to fp8 while loading: in blocks of 128, without a part of one."""
-    facts: dict[str, Any] = model.config
+    facts = text_config(model.config)
     heads = int(facts.get("num_attention_heads") or 0)
     hidden = int(facts.get("hidden_size") or 0)
     size = int(facts.get("head_dim") or (hidden // heads if heads else 0))
@@ -152,8 +153,9 @@ def narrowed(
         request=request,
         max_logprobs=min(MAX_LOGPROBS, vocab_size),
         conflicts=(*CONFLICTS, _PREFIXES) if backend == "turbomind" else CONFLICTS,
-        # TurboMind's native library of this release lacks what its own `sleep` calls.
-        sleep=backend == "pytorch",
+        # TurboMind's native library of this release lacks what its own `sleep` calls. That of the engine in PyTorch
+        # makes a cache of zeros anew, and its table of prefixes (``paging/block_trie``) goes on pointing into it.
+        sleep=backend == "pytorch" and not config.kv_cache.prefix_caching,
         score=backend == "pytorch" or not config.kv_cache.prefix_caching,
         quantization=every.quantization if backend == "pytorch" and fits_fp8(model) else frozenset(),
         speculative=every.speculative if backend == "pytorch" else frozenset(),

@@ -1,4 +1,4 @@
-"""The quantised checkpoints that each of LMDeploy's two engines loads.
+"""What checkpoints say of themselves, and the quantised ones that each of LMDeploy's two engines loads.
 
 TurboMind's after ``turbomind/converter.py`` of 0.18.0 (what it asserts, and its table of group sizes); its kernels are
 there from compute capability 7.0 (``src/turbomind/kernels/gemm/kernel/sm70_884_*.cu``). Those of the engine in PyTorch
@@ -9,14 +9,20 @@ cannot say: they are left out.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any, cast
 
 from anyengine.backend import CheckpointSupport, QuantizedFormat
+from anyengine.errors import ModelNotFound
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anyengine.hub import ModelFiles
+
     from anyengine_lmdeploy.options import BackendName
 
-__all__ = ["CHECKPOINTS", "checkpoints"]
+__all__ = ["CHECKPOINTS", "checkpoints", "not_as_stored", "text_config", "vocab_size"]
 
 _VOLTA, _AMPERE, _ADA = (7, 0), (8, 0), (8, 9)
 
@@ -67,3 +73,79 @@ CHECKPOINTS: dict[BackendName, CheckpointSupport] = {
 def checkpoints() -> CheckpointSupport:
     """Of both together: what neither loads is refused before one is chosen."""
     return CheckpointSupport(formats=_TURBOMIND + _PYTORCH)
+
+
+#: Where a ``config.json`` of a model with more than text has what is of its text (``lmdeploy/utils.py``).
+_NESTED = ("thinker_config", "text_config", "llm_config", "language_config")
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``config.json`` with what it says of its text model on top, wherever that is nested."""
+    own = {name: value for name, value in config.items() if name not in _NESTED}
+    inner: Any = next((config[name] for name in _NESTED if config.get(name)), None)
+    return text_config(own | cast("dict[str, Any]", inner)) if isinstance(inner, dict) else own
+
+
+def vocab_size(model: ModelFiles) -> int:
+    """Token ids below this can be generated.
+
+    Raises:
+        ModelNotFound: the checkpoint does not say.
+    """
+    size: Any = text_config(model.config).get("vocab_size")
+    if not isinstance(size, int):
+        raise ModelNotFound(
+            f"{model.path / 'config.json'} does not say how many tokens there are (vocab_size)", field="model"
+        )
+    return size
+
+
+def not_as_stored(backend: BackendName, config: Mapping[str, Any]) -> str | None:
+    """Why a backend that reads a quantised checkpoint's format would not compute what is stored; None if it would.
+
+    Args:
+        backend: the one that is to run it.
+        config: the contents of its ``config.json``.
+    """
+    stated: Any = text_config(config).get("quantization_config") or {}
+    return _OF_BACKEND[backend](stated, str(stated.get("quant_method")))
+
+
+def _turbomind(stated: dict[str, Any], method: str) -> str | None:
+    """What ``turbomind/converter.py`` looks for in ``quantization_config``, and some toolchains write otherwise."""
+    if method == "awq" and stated.get("version") != "gemm":
+        return "TurboMind takes awq whose quantization_config says version 'gemm'"
+    groups: Any = stated.get("config_groups") or {}
+    told = list(groups) == ["group_0"] and groups["group_0"].get("format")
+    if method == "compressed-tensors" and not told:
+        return "TurboMind takes compressed-tensors with one group, config_groups.group_0, which says its format"
+    form = stated.get("checkpoint_format") or "gptq"
+    if method == "gptq" and form != "gptq":
+        # To each zero point it adds the 1 that the first format leaves out (``GPTQFormat.normalize``).
+        return f"TurboMind reads gptq of checkpoint_format 'gptq' only, and this is {form!r}"
+    return None
+
+
+#: Modules that LMDeploy never quantises, by the last part of their name, or that have nothing to do with text.
+_NEVER_QUANTISED = re.compile(
+    r"(\S*\W)?("
+    r"(lm_head|embed\w*|wte|conv1d|in_proj_(a|b|ba)|\w*norm\w*|(\w*_)?(gate|router))"
+    r"|(visual|vision\w*|audio\w*|multi_modal_projector|mm_projector|mlp1|mtp)(\.\S*)?"
+    r")"
+)
+
+
+def _pytorch(stated: dict[str, Any], method: str) -> str | None:
+    """Of fp8 it keeps few models' layers in their own type (``QuantizationConfig.get_quant_method``).
+
+    Most models give their layers no name to be found by, and merged ones (``qkv_proj``) have a name that no list has. A
+    layer that is missed is rounded while it is loaded, or without a scale where scales are stored.
+    """
+    if method != "fp8":
+        return None
+    kept: Any = stated.get("ignored_layers") or stated.get("modules_to_not_convert") or ()
+    missed = [name for name in map(str, kept) if not _NEVER_QUANTISED.fullmatch(name)]
+    return f"LMDeploy's engine in PyTorch would take {missed[0]} for fp8, which it is not" if missed else None
+
+
+_OF_BACKEND = {"turbomind": _turbomind, "pytorch": _pytorch}

@@ -8,7 +8,7 @@ from anyengine.errors import InvalidConfig, UnsupportedParameter
 from anyengine.quantization import read_stored, why_not
 
 from anyengine_lmdeploy.capabilities import fits_fp8
-from anyengine_lmdeploy.checkpoints import CHECKPOINTS
+from anyengine_lmdeploy.checkpoints import CHECKPOINTS, not_as_stored, text_config, vocab_size
 from anyengine_lmdeploy.options import needs_pytorch
 
 if TYPE_CHECKING:
@@ -28,7 +28,11 @@ KV_CACHE_DTYPES: dict[BackendName, dict[str, int]] = {
 }
 
 #: Compute capability from which LMDeploy quantises to fp8 while loading.
-_FP8_SINCE = 90
+_FP8_SINCE = (9, 0)
+
+#: And from which its kernels, in Triton, have e4m3; they have e5m2 wherever they run.
+_E4M3_SINCE = (8, 9)
+_E4M3 = frozenset({"fp8", "fp8_e4m3"})
 
 
 def unsupported(name: str, message: str, supported: Collection[str] = ()) -> UnsupportedParameter:
@@ -39,23 +43,10 @@ def unsupported(name: str, message: str, supported: Collection[str] = ()) -> Uns
 def why_not_on(backend: BackendName, model: ModelFiles) -> str | None:
     """Why a backend cannot load a checkpoint, or the one of its drafts; None if nothing speaks against it."""
     for files in (model, *([model.draft] if model.draft else ())):
-        reason = why_not(CHECKPOINTS[backend], files.path, files.config)
-        if reason is None and backend == "turbomind":
-            reason = _why_not_by_its_words(files)
+        config = text_config(files.config)
+        reason = why_not(CHECKPOINTS[backend], files.path, config) or not_as_stored(backend, config)
         if reason is not None:
             return f"it cannot run {files.path.name}: {reason}"
-    return None
-
-
-def _why_not_by_its_words(model: ModelFiles) -> str | None:
-    """What ``turbomind/converter.py`` looks for in ``quantization_config``, and some toolchains leave out."""
-    stated: Any = model.config.get("quantization_config") or {}
-    if stated.get("quant_method") == "awq" and stated.get("version") != "gemm":
-        return "TurboMind takes awq whose quantization_config says version 'gemm'"
-    groups: Any = stated.get("config_groups") or {}
-    told = list(groups) == ["group_0"] and groups["group_0"].get("format")
-    if stated.get("quant_method") == "compressed-tensors" and not told:
-        return "TurboMind takes compressed-tensors with one group, config_groups.group_0, which says its format"
     return None
 
 
@@ -70,12 +61,13 @@ def check_config(config: EngineConfig, model: ModelFiles, backend: BackendName, 
 
     Raises:
         UnsupportedParameter, InvalidConfig: names the field.
+        ModelNotFound: the checkpoint does not say what has to be known of it.
     """
     field = needs_pytorch(config)
     if backend == "turbomind" and field is not None:
         raise unsupported(field, "LMDeploy has it on its pytorch backend only; give native.backend='pytorch'")
     _check_checkpoint(config, model, backend)
-    _check_cache(config, backend)
+    _check_cache(config, backend, torch)
     if model.tokenizer_path != model.path:
         raise unsupported("tokenizer", "LMDeploy reads the tokenizer in the model's own folder and takes no other")
     if config.dtype == "auto" and _own_dtype(model) not in {"bfloat16", "float16"}:
@@ -97,6 +89,7 @@ def check_config(config: EngineConfig, model: ModelFiles, backend: BackendName, 
         )
     _check_quantization(config, model, torch)
     _check_speculative(config, model)
+    vocab_size(model)
 
 
 def _check_checkpoint(config: EngineConfig, model: ModelFiles, backend: BackendName) -> None:
@@ -107,17 +100,23 @@ def _check_checkpoint(config: EngineConfig, model: ModelFiles, backend: BackendN
         hint = f"; native.backend={other!r} can" if why_not_on(other, model) is None else ""
         schemes = sorted({known.scheme for known in CHECKPOINTS[backend].formats})
         raise unsupported("model", f"on LMDeploy's {backend} backend {reason}{hint}", schemes)
-    stored = read_stored(model.path, model.config)
+    stored = read_stored(model.path, text_config(model.config))
     if backend == "pytorch" and stored is not None and stored.method == "awq" and config.dtype == "bfloat16":
         # LMDeploy would go on in float16 (``pytorch/config.py``, _update_torch_dtype).
         raise unsupported("dtype", "LMDeploy's pytorch backend computes AWQ in float16 only", {"auto", "float16"})
 
 
-def _check_cache(config: EngineConfig, backend: BackendName) -> None:
+def _check_cache(config: EngineConfig, backend: BackendName, torch: Any) -> None:
     kv_cache = config.kv_cache
     dtypes = KV_CACHE_DTYPES[backend]
     if kv_cache.dtype not in dtypes:
         raise unsupported("kv_cache.dtype", f"there is no {kv_cache.dtype!r} on the {backend} backend", dtypes)
+    if kv_cache.dtype in _E4M3 and tuple(torch.cuda.get_device_capability()) < _E4M3_SINCE:
+        raise unsupported(
+            "kv_cache.dtype",
+            f"LMDeploy needs a GPU of compute capability 8.9 or more for {kv_cache.dtype!r}",
+            dtypes.keys() - _E4M3,
+        )
     if kv_cache.gpu_memory_fraction is not None and kv_cache.capacity_tokens is not None:
         raise InvalidConfig(
             "kv_cache.capacity_tokens: it is instead of gpu_memory_fraction; give one of the two",
@@ -129,19 +128,19 @@ def _check_cache(config: EngineConfig, backend: BackendName) -> None:
 
 
 def _own_dtype(model: ModelFiles) -> str | None:
-    own = model.config.get("torch_dtype") or model.config.get("dtype")
+    config = text_config(model.config)
+    own = config.get("torch_dtype") or config.get("dtype")
     return own if isinstance(own, str) else None
 
 
 def _check_quantization(config: EngineConfig, model: ModelFiles, torch: Any) -> None:
     if config.quantization is None:
         return
-    own: Any = model.config.get("quantization_config")
+    own: Any = text_config(model.config).get("quantization_config")
     if own:
         # LMDeploy would warn, and load the checkpoint as it is.
         raise unsupported("quantization", f"the checkpoint is quantised already ({own.get('quant_method')})")
-    major, minor = torch.cuda.get_device_capability()
-    if major * 10 + minor < _FP8_SINCE:
+    if tuple(torch.cuda.get_device_capability()) < _FP8_SINCE:
         raise unsupported("quantization", "LMDeploy needs a GPU of compute capability 9.0 or more for fp8")
     if not fits_fp8(model):
         raise unsupported(

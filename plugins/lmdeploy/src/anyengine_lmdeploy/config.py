@@ -5,14 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from anyengine.backend.adapters import check_adapter_rank, check_adapters_in_one_batch
+from anyengine.backend.adapters import (
+    check_adapter_rank,
+    check_adapter_settings,
+    check_adapters_in_one_batch,
+    read_adapter,
+)
 from anyengine.backend.memory import free_fraction, weight_bytes
 from anyengine.errors import InvalidConfig
 
+from anyengine_lmdeploy.checkpoints import text_config
 from anyengine_lmdeploy.checks import KV_CACHE_DTYPES, unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from anyengine.config import EngineConfig, LoRAConfig
     from anyengine.hub import ModelFiles
@@ -32,6 +39,26 @@ FEWEST_BLOCKS = 16
 
 #: Multi-token prediction goes by the family of the model: part of its ``model_type`` → LMDeploy's method.
 _MTP = {"deepseek": "deepseek_mtp", "qwen3_5": "qwen3_5_mtp", "hunyuan": "hy3_mtp", "hy_v3": "hy3_mtp"}
+
+#: What PEFT writes of an adapter, and LMDeploy's loader does not look at or does not get through. It scales every
+#: adapter by ``lora_alpha / r``, gives it matrices of rank ``r`` in each module of a name, and leaves those that the
+#: adapter has none for as they were allocated (``pytorch/adapter/adapter.py``, ``models/patch.py``).
+_IGNORED_OF_ADAPTERS = (
+    "use_rslora",
+    "alpha_pattern",
+    "rank_pattern",
+    "layers_to_transform",
+    "exclude_modules",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "use_dora",
+    "use_qalora",
+    "bias",
+    "lora_bias",
+    "modules_to_save",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +150,7 @@ def max_model_len(config: EngineConfig, model: ModelFiles) -> int:
     Raises:
         InvalidConfig: it does not fit, or nobody says how long the context is.
     """
-    own: Any = model.config.get("max_position_embeddings")
+    own: Any = text_config(model.config).get("max_position_embeddings")
     wanted, capacity = config.max_model_len, config.kv_cache.capacity_tokens
     if wanted is None and not isinstance(own, int):
         raise InvalidConfig("max_model_len: the model's config.json does not say; give it", field="max_model_len")
@@ -176,8 +203,20 @@ def _adapters(wanted: LoRAConfig, model: ModelFiles) -> dict[str, str]:
     # LMDeploy bounds neither: it takes adapters of any rank, and batches as many as it was loaded with.
     for name, folder in model.loras.items():
         check_adapter_rank(name, folder, wanted.max_rank)
+        check_adapter_settings("LMDeploy", name, folder, _IGNORED_OF_ADAPTERS)
+        _check_targets(name, folder)
     check_adapters_in_one_batch("LMDeploy", wanted)
     return {name: str(folder) for name, folder in model.loras.items()}
+
+
+def _check_targets(name: str, folder: Path) -> None:
+    """LMDeploy puts an adapter on every module of the last part of a name; a pattern it takes apart into letters."""
+    targets: Any = read_adapter(name, folder).get("target_modules") or ()
+    if isinstance(targets, str) or any("." in str(target) for target in targets):
+        raise unsupported(
+            f"lora.adapters.{name}",
+            f"LMDeploy takes target_modules that are a list of plain names of modules, such as q_proj, not {targets!r}",
+        )
 
 
 def _speculative(config: EngineConfig, model: ModelFiles) -> dict[str, Any] | None:

@@ -35,12 +35,8 @@ def _gone(name: str, request: TokenRequest) -> AnyEngineError:
 
 
 def _failed(name: str, request: TokenRequest) -> AnyEngineError:
-    if request.structured is not None and name == "INTERNAL_ENGINE_ERROR":
-        field = f"structured.{request.structured.kind}"
-        return InvalidRequest(
-            f"{field}: LMDeploy gave the request up ({name}); make the constraint simpler", field=field
-        )
-    return Failure(f"LMDeploy gave the request up ({name}); its log says why")
+    advice = "" if request.structured is None else "; where the constraint was too much, a simpler one may help"
+    return Failure(f"LMDeploy gave the request up ({name}); its log says why{advice}")
 
 
 def _too_long(name: str, request: TokenRequest) -> AnyEngineError:

@@ -10,11 +10,12 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import anyio
 from anyengine.backend.devices import check_visible_devices
-from anyengine.errors import EngineStartupError
+from anyengine.errors import EngineStartupError, InvalidConfig
 
-from anyengine_lmdeploy.checks import check_config, why_not_on
-from anyengine_lmdeploy.config import Arguments, engine_arguments
+from anyengine_lmdeploy.checks import check_config, unsupported, why_not_on
+from anyengine_lmdeploy.config import RESERVED_BLOCKS, Arguments, engine_arguments
 from anyengine_lmdeploy.errors import load_error
 from anyengine_lmdeploy.library import Library, load_library
 from anyengine_lmdeploy.options import BackendName, check_arguments, needs_pytorch, parse_options
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from anyengine_lmdeploy.options import Options
 
-__all__ = ["Running", "start", "stop"]
+__all__ = ["Running", "block_size", "capacity_tokens", "start", "stop"]
 
 #: Seconds that the loop of the engine in PyTorch may take to end.
 _GRACE = 10.0
@@ -53,6 +54,20 @@ class Running:
         return self.arguments.backend
 
 
+def block_size(running: Running) -> int:
+    """Tokens of a block of the cache that LMDeploy made."""
+    if running.backend == "turbomind":
+        return int(running.engine.backend_config.cache_block_seq_len)
+    return int(running.engine.engine.cache_config.block_size)
+
+
+def capacity_tokens(running: Running) -> int | None:
+    """Tokens that the cache holds; TurboMind does not say how many blocks a share of memory came to."""
+    if running.backend == "turbomind":
+        return None
+    return (int(running.engine.engine.cache_config.num_gpu_blocks) - RESERVED_BLOCKS) * block_size(running)
+
+
 async def start(config: EngineConfig, model: ModelFiles) -> Running:
     """Load a model; ready when this returns.
 
@@ -75,6 +90,13 @@ async def start(config: EngineConfig, model: ModelFiles) -> Running:
         if mapped is None or mapped is error:
             raise
         raise mapped from error
+    try:
+        # Before its loop runs: one that is just about to begin is not ended by closing the engine.
+        _check_came_out(config, running)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await stop(running)
+        raise
     # The engine in PyTorch belongs to the loop that it is started on; TurboMind has threads of its own.
     running.engine.start_loop(asyncio.get_running_loop(), use_async_api=True)
     return running
@@ -104,9 +126,7 @@ def _build(config: EngineConfig, model: ModelFiles, options: Options, log: list[
         except SystemExit as error:
             # Its checks end the process. In a thread that would reach nobody who knows what to do.
             raise load_error(error, log) or EngineStartupError("LMDeploy did not come up") from error
-    running = Running(engine=engine, library=library, arguments=arguments)
-    _check_dtype(config, running)
-    return running
+    return Running(engine=engine, library=library, arguments=arguments)
 
 
 def _chosen(config: EngineConfig, model: ModelFiles, options: Options, library: Library) -> BackendName:
@@ -123,11 +143,43 @@ def _chosen(config: EngineConfig, model: ModelFiles, options: Options, library: 
         raise load_error(error, ()) or error from error
 
 
-def _check_dtype(config: EngineConfig, running: Running) -> None:
-    """TurboMind takes another dtype with a warning where it has no kernel."""
-    got = str(running.engine.backend_config.dtype)
-    if config.dtype not in {"auto", got} and running.backend == "turbomind":
-        raise EngineStartupError(f"dtype: LMDeploy would compute in {got} here, not in {config.dtype}")
+def _check_came_out(config: EngineConfig, running: Running) -> None:
+    """Hold what was asked for against what LMDeploy made of it, which it changes with a warning at most.
+
+    Raises:
+        UnsupportedParameter, InvalidConfig: names the field.
+    """
+    if running.backend == "turbomind":
+        # It takes another where it has no kernel.
+        _same("dtype", config.dtype, str(running.engine.backend_config.dtype), auto="auto")
+        return
+    inner = running.engine.engine
+    cache, length, asked = inner.cache_config, int(inner.max_session_len), running.arguments.config
+    # Large heads, and families with a cache of their own (``ExecutorBase._adjust_block_size``).
+    _same("kv_cache.block_size", config.kv_cache.block_size, int(cache.block_size))
+    if "num_gpu_blocks" in asked:
+        _same(
+            "kv_cache.capacity_tokens",
+            (asked["num_gpu_blocks"] - RESERVED_BLOCKS) * asked["block_size"],
+            capacity_tokens(running),
+        )
+    # Sliding windows (``ExecutorBase._maybe_disable_unsupported_prefix_caching``).
+    _same("kv_cache.prefix_caching", config.kv_cache.prefix_caching, bool(cache.enable_prefix_caching))
+    # It halves them until memory suffices (``ExecutorBase._get_runtime_size``).
+    wanted = config.scheduling.max_num_batched_tokens
+    _same("scheduling.max_num_batched_tokens", wanted, int(cache.max_prefill_token_num))
+    if config.max_model_len is not None and config.max_model_len > length:
+        # A longer prompt would be refused, and an answer cut (``Engine._get_max_session_len``).
+        raise InvalidConfig(
+            f"max_model_len: LMDeploy's cache holds a context of {length} here, not of {config.max_model_len}; ask for "
+            "that, or give the cache more (kv_cache)",
+            field="max_model_len",
+        )
+
+
+def _same(field: str, wanted: object, got: object, auto: object = None) -> None:
+    if wanted not in {auto, got}:
+        raise unsupported(field, f"LMDeploy would go on with {got} here, not with {wanted}", {str(got)})
 
 
 @contextlib.contextmanager

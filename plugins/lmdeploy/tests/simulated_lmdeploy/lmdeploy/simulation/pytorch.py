@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from anyengine.errors import InvalidRequest
 from lmdeploy.messages import EngineOutput, ResponseType
 
 from .backends import BackendEngine
+from .cache import make_cache_config
 from .executor import Executor
-from .facts import FACTS, SimulationError, limit
+from .facts import FACTS, SimulationError
 from .grammar import TooComplexError
 from .handles import Handle
 from .sampling import PytorchSampler
@@ -141,21 +143,25 @@ class Engine(BackendEngine):
             raise SimulationError("no model of the tests has the widths that fp8 needs")
         if 0 < config.num_gpu_blocks < _FEWEST_BLOCKS:
             raise ValueError(f"num_gpu_blocks is {config.num_gpu_blocks}")
-        reserved = limit("reserved_blocks_pytorch")
+        cache = self.cache_config = make_cache_config(config, self.hf_config)
+        reserved = cache.num_reserved_gpu_blocks
         draft = self._speculation.model if self._speculation is not None else None
         executor = Executor(
             self.folder,
-            block_size=config.block_size,
-            blocks=config.num_gpu_blocks - reserved if config.num_gpu_blocks else None,
+            block_size=cache.block_size,
+            blocks=cache.num_gpu_blocks - reserved if cache.num_gpu_blocks else None,
             share=config.cache_max_entry_count,
-            limits=self._limits(self.drafted),
+            limits=replace(
+                self._limits(self.drafted),
+                max_num_batched_tokens=cache.max_prefill_token_num,
+                prefix_caching=cache.enable_prefix_caching,
+            ),
             # Proposers of these methods are no models of their own; the simulated one is.
             draft=Path(draft) if draft else None,
         )
-        config.num_gpu_blocks = executor.blocks + reserved
+        config.num_gpu_blocks = cache.num_gpu_blocks = executor.blocks + reserved
         self.model_config = SimpleNamespace(dtype=f"torch.{self.dtype}")
-        # A block less than there is room for.
-        self.max_session_len = min((executor.blocks - 1) * executor.block_size, config.session_len)
+        self.max_session_len = cache.longest(config.session_len)
         return executor
 
     def start_loop(self) -> bool:
