@@ -2,12 +2,14 @@
 
 import asyncio
 import dataclasses
+import threading
 import time
 
 import pytest
 from anyengine import Capabilities, EngineDied, InvalidConfig, InvalidRequest
 from anyengine.backend import TokenDelta
 from anyengine_conformance.badge import badge
+from anyengine_conformance.bench import Bench
 from anyengine_conformance.broken import BrokenBackend, BrokenPlugin
 from anyengine_conformance.capture import Capture
 from anyengine_conformance.check import Check
@@ -92,6 +94,16 @@ def test_a_check_that_overruns_its_deadline_fails_and_the_run_goes_on(make_runne
     assert (result.outcome, result.asked) == ("failed", "something slow")
     assert "0.2 s" in result.expected
     assert runner.run_check(make_check(good)).outcome == "passed"
+
+
+def test_a_loop_that_is_blocked_in_the_end_is_left_to_itself():
+    bench, go_on = Bench(grace=0.2), threading.Event()
+    bench._loop.call_soon_threadsafe(go_on.wait)
+    bench.close()  # raises nothing
+    assert bench._thread.is_alive()
+    go_on.set()
+    bench._thread.join(60)
+    assert not bench._thread.is_alive()
 
 
 @pytest.mark.parametrize(("how", "words"), [("raises", "no such device"), ("hangs", "loading"), ("blocks", "loading")])
