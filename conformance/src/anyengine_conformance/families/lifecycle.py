@@ -169,8 +169,8 @@ async def _close(t: Context) -> _Closing:
         t.asked("engine.stream(…), engine.generate(…), and engine.close() while they run")
         async with engine.stream(t.prompt, max_tokens=engine.info.max_model_len - 100, **options) as stream:
             room = engine.info.max_model_len - 100
-            waits = engine.generate(PROMPTS[1], max_tokens=room, **options)
-            async with begun([_outcome(read(stream)), _outcome(waits)]) as (reader, waiter):
+            calls = [_outcome(read(stream)), _outcome(engine.generate(PROMPTS[1], max_tokens=room, **options))]
+            async with begun(calls) as (reader, waiter):
                 await asyncio.sleep(0.05)
                 await engine.close()
                 seen.stream, seen.waiting = await reader, await waiter
