@@ -31,7 +31,7 @@ def make_check() -> Callable[..., Check]:
             "tier": "core",
             "needs": (),
             "variant": "default",
-            "deadline": 10.0,
+            "deadline": 60.0,
             "since": "0.1",
             "tolerance": "",
         }
@@ -47,7 +47,7 @@ def make_runner() -> Iterator[Callable[..., Runner]]:
 
     def make(target: Any = None, *, settings: Settings | None = None, grace: float = 0.5, **options: Any) -> Runner:
         runner = Runner(
-            settings or Settings(engine="simulated", oracle="simulated", load_timeout=5.0),
+            settings or Settings(engine="simulated", oracle="simulated", load_timeout=60.0),
             target=target or PluginTarget(SimulatedPlugin()),
             bench=Bench(grace=grace),
             **options,

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from anyengine_conformance.badge import badge
 from anyengine_conformance.html import render
-from anyengine_conformance.interrupts import Interrupted, Interrupts, accepted
+from anyengine_conformance.interrupts import Interrupted, Interrupts, accepted, held
 from anyengine_conformance.progress import summary
 from anyengine_conformance.report import BadReport, read_report, write_report
 from anyengine_conformance.shards import merged
@@ -85,6 +86,17 @@ def test_once_it_is_accepted_nothing_interrupts_any_more():
     assert accepted(plain.value) == "SIGINT"
 
 
+def test_what_is_held_is_done_before_a_signal_interrupts():
+    done: list[str] = []
+    with Interrupts() as interrupts:
+        with pytest.raises(Interrupted), held():  # noqa: PT012 what happens inside is the subject
+            signal.raise_signal(signal.SIGTERM)
+            done.append("the rest")
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+    assert (done, interrupts.received) == (["the rest"], signal.SIGTERM)
+
+
 def test_a_signal_that_was_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -109,22 +121,25 @@ def test_in_another_thread_it_changes_nothing():
 
 
 ENDLESS = """
-import asyncio, time
+import asyncio, os, time
 from pathlib import Path
 from anyengine_conformance.broken import BrokenBackend, BrokenPlugin
 from anyengine_conformance.simulated import SimulatedPlugin
+
+def asked():
+    Path(f"asked-{os.getpid()}").touch()
 
 class Plugin(BrokenPlugin):
     inner = SimulatedPlugin()
 
     class backend(BrokenBackend):
         async def stream(self, request):
-            Path("asked").touch()
+            asked()
             await asyncio.Event().wait()
             yield
 
 def hangs():
-    Path("asked").touch()
+    asked()
     time.sleep(3600)
 
 class Slow(BrokenPlugin):
@@ -132,7 +147,7 @@ class Slow(BrokenPlugin):
 
     class backend(BrokenBackend):
         async def close(self):
-            Path("asked").touch()
+            asked()
             await asyncio.sleep(2)
             await self.inner.close()
 
@@ -141,7 +156,7 @@ class Blocking(BrokenPlugin):
 
     class backend(BrokenBackend):
         async def stream(self, request):
-            Path("asked").touch()
+            asked()
             time.sleep(3600)
             yield
 """
@@ -167,17 +182,19 @@ def _of_session(leader: int) -> list[int]:
 
 
 def _wait_for(good: Callable[[], bool]) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while not good():
         assert time.monotonic() < until
         time.sleep(0.05)
 
 
-def _started(folder: Path, place: str, *words: object) -> subprocess.Popen[str]:
+@contextmanager
+def _started(folder: Path, place: str, *words: object) -> Generator[subprocess.Popen[str]]:
+    """The command, of which nothing is left afterwards, whatever becomes of the test."""
     (folder / "endless.py").write_text(ENDLESS)
     (folder / "conformance.toml").write_text(f'[subject]\nengine = "mine"\nfactory = "{place}"\noracle = "none"\n')
     command = [sys.executable, "-m", "anyengine", "conformance", "run", "--config", "conformance.toml"]
-    return subprocess.Popen(
+    with subprocess.Popen(
         [*command, *map(str, words)],
         env=os.environ | {"PYTHONPATH": str(folder)},
         cwd=folder,
@@ -185,22 +202,26 @@ def _started(folder: Path, place: str, *words: object) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+            for pid in _of_session(process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
-def _interrupted(process: subprocess.Popen[str], folder: Path, signum: signal.Signals) -> str:
-    """Send the signal once the engine was asked for something; what the run writes until its end."""
-    try:
-        _wait_for((folder / "asked").exists)
-        process.send_signal(signum)
-        return process.communicate(timeout=60)[0]
-    finally:
-        process.kill()
+def _interrupted(process: subprocess.Popen[str], folder: Path, signum: signal.Signals, processes: int = 1) -> str:
+    """Send the signal once the engines of so many processes were asked for something; what the run writes then."""
+    _wait_for(lambda: len(list(folder.glob("asked-*"))) == processes)
+    process.send_signal(signum)
+    return process.communicate(timeout=60)[0]
 
 
 def test_before_any_check_has_begun_there_is_nothing_to_report(tmp_path: Path):
-    process = _started(tmp_path, "endless:hangs", "--report", "r.json", *CHECKS)
-    out = _interrupted(process, tmp_path, signal.SIGTERM)
+    with _started(tmp_path, "endless:hangs", "--report", "r.json", *CHECKS) as process:
+        out = _interrupted(process, tmp_path, signal.SIGTERM)
     assert (process.returncode, out) == (143, "interrupted before any check had ended\n")
     assert not (tmp_path / "r.json").exists()
 
@@ -216,23 +237,23 @@ def test_before_any_check_has_begun_there_is_nothing_to_report(tmp_path: Path):
 )
 def test_the_command_writes_its_files_and_leaves_no_process(tmp_path: Path, place, signum, jobs: int, code: int):
     report, page = tmp_path / "r.json", tmp_path / "r.html"
-    process = _started(tmp_path, place, "--report", report, "--html", page, "--jobs", str(jobs), *CHECKS)
-    assert process.stdout is not None
-    first = process.stdout.readline()  # of a check that has ended
-    out = _interrupted(process, tmp_path, signum)
-    assert process.returncode == code
-    assert f"NOT FINISHED, interrupted by {signum.name} after " in out
-    found = read_report(report)
-    assert first.split()[1] in {result.id for result in found.results}
-    assert "The run was not finished" in page.read_text()
-    _wait_for(lambda: not _of_session(process.pid))
+    with _started(tmp_path, place, "--report", report, "--html", page, "--jobs", str(jobs), *CHECKS) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()  # of a check that has ended
+        out = _interrupted(process, tmp_path, signum)  # of two processes one asks for no token
+        assert process.returncode == code
+        assert f"NOT FINISHED, interrupted by {signum.name} after " in out
+        found = read_report(report)
+        assert first.split()[1] in {result.id for result in found.results}
+        assert "The run was not finished" in page.read_text()
+        _wait_for(lambda: not _of_session(process.pid))
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_signal_while_the_engine_closes_takes_nothing_away(tmp_path: Path, jobs: int):
     report = tmp_path / "r.json"
-    process = _started(tmp_path, "endless:Slow", "--report", report, "--jobs", jobs, CHECKS[1], "--only=tokens")
-    out = _interrupted(process, tmp_path, signal.SIGTERM)
+    with _started(tmp_path, "endless:Slow", "--report", report, "--jobs", jobs, CHECKS[1], "--only=tokens") as process:
+        out = _interrupted(process, tmp_path, signal.SIGTERM, jobs)
     found = read_report(report)
     assert "interrupted before any check" not in out
     if jobs == 1:

@@ -1,11 +1,18 @@
 """One run in several processes."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
+from contextlib import suppress
 
 import pytest
 from anyengine.cli import main
+from anyengine_conformance import shards as shards_module
 from anyengine_conformance.check import DEFAULT, OWN, all_checks
+from anyengine_conformance.interrupts import Interrupted, Interrupts
 from anyengine_conformance.report import read_report
 from anyengine_conformance.shards import ShardFailed, merged, run_shards, split
 from click.testing import CliRunner
@@ -61,6 +68,43 @@ def test_a_process_that_ends_without_a_report_says_its_last_words(tmp_path, monk
     with pytest.raises(ShardFailed, match=r"(?s)status 3.*out of luck"):
         run_shards(["anyengine", "conformance", "run", "x"], all_checks()[:1], 2, lines.append)
     assert lines == ["passed one"]
+
+
+def test_a_child_that_keeps_the_output_of_an_ended_process_open_is_not_waited_for(tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nsleep 600 &\necho $! > {tmp_path / 'child'}\necho 'out of luck'\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(shards_module, "_READING", 1.0)
+    began = time.monotonic()
+    try:
+        with pytest.raises(ShardFailed, match=r"(?s)status 3.*out of luck"):
+            run_shards(["anyengine", "conformance", "run", "x"], all_checks()[:1], 2, print)
+        assert time.monotonic() - began < 100
+    finally:
+        with suppress(OSError, ValueError):
+            os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+
+
+def test_a_signal_while_a_process_starts_leaves_none(monkeypatch):
+    started: list[subprocess.Popen[str]] = []
+
+    class Started(subprocess.Popen):
+        def __init__(self, _command, **options):
+            super().__init__(["/bin/sleep", "600"], **options)
+            started.append(self)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess, "Popen", Started)
+    try:
+        with Interrupts() as interrupts, pytest.raises(Interrupted):
+            run_shards(["anyengine", "conformance", "run", "x"], all_checks(), 2, print)
+        assert interrupts.received is signal.SIGTERM
+        assert [process.returncode for process in started] == [-signal.SIGTERM]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def test_progress_does_not_mix_with_json():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from anyengine import Engine
 from anyengine.runtime import local
+from anyengine.runtime.choice import ChoiceStream
 from anyengine.testing import ScriptedBackend, ScriptedPlugin, make_model_folder
 
 #: "hello world. " in the single-byte tokens of the test model.
@@ -132,3 +133,23 @@ def until():
         raise AssertionError("it never came to hold")
 
     return wait
+
+
+@pytest.fixture
+def out_of_time(monkeypatch):
+    """``out_of_time(tokens, sequences)``: the time of requests that have a timeout, say 60 s, is up while they wait for
+    the next token, once so many of their sequences have given so many. A clock would say so earlier on a busy machine.
+    """
+
+    def make(tokens=5, sequences=1):
+        given = {}
+        in_time = ChoiceStream._next_in_time
+
+        async def next_in_time(self, deadline):
+            given[self.tokens.id] = self._count
+            over = sum(count >= tokens for count in given.values()) >= sequences
+            return await in_time(self, 0.0 if over else deadline)
+
+        monkeypatch.setattr(ChoiceStream, "_next_in_time", next_in_time)
+
+    return make

@@ -1,11 +1,14 @@
 """However a request is left, it is aborted in the engine before the exit returns, and its place comes back."""
 
 import asyncio
+import itertools
+from time import monotonic
 
 import anyio
 import pytest
 from anyengine import RequestTimeout
 from anyengine.errors import Misuse
+from anyengine.runtime import choice
 
 SLOW = {"step_seconds": 0.001}
 
@@ -179,10 +182,11 @@ async def test_cancelling_a_list_aborts_all_of_it(endless, load, until):
 # -- the request's own timeout -------------------------------------------------------------------------
 
 
-async def test_a_timeout_hands_over_what_generate_had(endless, load):
+async def test_a_timeout_hands_over_what_generate_had(endless, load, out_of_time):
+    out_of_time()
     async with load(endless(**SLOW)) as (engine, backend):
         with pytest.raises(RequestTimeout) as caught:
-            await engine.generate("hi", timeout=0.5)
+            await engine.generate("hi", timeout=60)
         partial = caught.value.partial
         assert (partial.finish_reason, partial.stop_reason, partial.index, partial.alternatives) == (
             "abort",
@@ -196,7 +200,9 @@ async def test_a_timeout_hands_over_what_generate_had(endless, load):
         assert backend.aborted == ids(backend)
 
 
-async def test_a_timeout_hands_over_text_that_was_held_back_for_a_stop_string(scripted, load):
+async def test_a_timeout_hands_over_text_that_was_held_back_for_a_stop_string(scripted, load, out_of_time):
+    out_of_time()
+
     def script(_request):
         yield from [71, 68]
         while True:
@@ -204,38 +210,52 @@ async def test_a_timeout_hands_over_text_that_was_held_back_for_a_stop_string(sc
 
     async with load(scripted(script, **SLOW)) as (engine, _):
         with pytest.raises(RequestTimeout) as caught:
-            await engine.generate("hi", timeout=0.5, stop="l" * 4000)
+            await engine.generate("hi", timeout=60, stop="l" * 4000)
         partial = caught.value.partial
         assert partial.text == "he" + "l" * (len(partial.token_ids) - 2)
 
 
-async def test_a_timeout_in_a_stream_comes_after_its_chunks_and_has_them_all(endless, load):
-    async with load(endless(**SLOW)) as (engine, backend), engine.stream("hi", timeout=0.5) as stream:
+async def test_a_timeout_in_a_stream_comes_after_its_chunks_and_has_them_all(endless, load, out_of_time):
+    out_of_time()
+    async with load(endless(**SLOW)) as (engine, backend), engine.stream("hi", timeout=60) as stream:
         seen = []
         with pytest.raises(RequestTimeout) as caught:  # noqa: PT012 what happens inside is the subject
             async for chunk in stream:
                 seen += chunk.token_ids
+        assert len(seen) >= 5
         assert caught.value.partial.token_ids == seen
         assert backend.aborted == ids(backend)
         assert [chunk async for chunk in stream] == []
 
 
-async def test_a_reader_that_comes_back_after_the_deadline_is_told(endless, load):
-    async with load(endless(**SLOW)) as (engine, _), engine.stream("hi", timeout=0.5) as stream:
-        with pytest.raises(RequestTimeout) as caught:  # noqa: PT012 what happens inside is the subject
-            async for _ in stream:
-                await anyio.sleep(0.06)  # tokens lie ready when the reader comes back, and it is too late all the same
-        assert caught.value.partial.finish_reason == "abort"
+async def test_a_reader_that_comes_back_after_the_deadline_is_told(scripted, load, until, monkeypatch):
+    drawn = []
+
+    def script(_request):
+        for token in itertools.cycle([71, 68]):
+            drawn.append(token)
+            yield token
+
+    async with load(scripted(script, **SLOW)) as (engine, _), engine.stream("hi", timeout=60) as stream:
+        chunks = aiter(stream)
+        seen = list((await anext(chunks)).token_ids)
+        await until(lambda: len(drawn) > len(seen), turns=2_000_000)  # lie ready when the reader comes back
+        monkeypatch.setattr(choice, "monotonic", lambda: monotonic() + 3600)
+        seen += (await anext(chunks)).token_ids
+        with pytest.raises(RequestTimeout) as caught:
+            await anext(chunks)
+        assert (caught.value.partial.finish_reason, caught.value.partial.token_ids) == ("abort", seen)
 
 
 @pytest.mark.parametrize("kind", ["generate", "stream"])
-async def test_a_timeout_of_several_sequences_has_the_part_of_each(endless, load, kind):
+async def test_a_timeout_of_several_sequences_has_the_part_of_each(endless, load, out_of_time, kind):
+    out_of_time(tokens=1, sequences=3)
     async with load(endless(**SLOW)) as (engine, backend):
         with pytest.raises(RequestTimeout) as caught:  # noqa: PT012 what happens inside is the subject
             if kind == "generate":
-                await engine.generate("hi", n=3, timeout=0.5)
+                await engine.generate("hi", n=3, timeout=60)
             else:
-                async with engine.stream("hi", n=3, timeout=0.5) as stream:
+                async with engine.stream("hi", n=3, timeout=60) as stream:
                     async for _ in stream:
                         pass
         choices = caught.value.partial.choices
@@ -245,7 +265,9 @@ async def test_a_timeout_of_several_sequences_has_the_part_of_each(endless, load
         assert sorted(backend.aborted) == sorted(ids(backend))
 
 
-async def test_a_sequence_that_had_ended_before_the_timeout_is_whole_in_the_partial(scripted, load):
+async def test_a_sequence_that_had_ended_before_the_timeout_is_whole_in_the_partial(scripted, load, out_of_time):
+    out_of_time()
+
     def script(request):
         yield 71
         while not request.id.endswith(".1"):
@@ -253,7 +275,7 @@ async def test_a_sequence_that_had_ended_before_the_timeout_is_whole_in_the_part
 
     async with load(scripted(script, **SLOW)) as (engine, _):
         with pytest.raises(RequestTimeout) as caught:
-            await engine.generate("hi", n=2, timeout=0.5)
+            await engine.generate("hi", n=2, timeout=60)
         assert [choice.finish_reason for choice in caught.value.partial.choices] == ["abort", "stop"]
 
 

@@ -87,7 +87,8 @@ def test_everything_works_without_await(scripted):
         assert engine.info.capabilities == engine.capabilities
 
 
-def test_errors_are_the_same(scripted, endless):
+def test_errors_are_the_same(scripted, endless, out_of_time):
+    out_of_time()
     with pytest.raises(InvalidConfig):
         Engine.load(scripted(), no_such_option=1)
     with Engine.load(endless(**SLOW)) as engine:
@@ -98,9 +99,9 @@ def test_errors_are_the_same(scripted, endless):
         with pytest.raises(InvalidRequest):
             engine.stream(["a", "b"])
         with pytest.raises(RequestTimeout) as caught:
-            engine.generate("hi", timeout=0.5)
+            engine.generate("hi", timeout=60)
         assert caught.value.partial.token_ids
-        with pytest.raises(RequestTimeout), engine.stream("hi", timeout=0.5) as stream:
+        with pytest.raises(RequestTimeout), engine.stream("hi", timeout=60) as stream:
             list(stream)
 
 

@@ -119,7 +119,7 @@ class Bench:
     def close(self) -> None:
         """End the loop."""
         loop, thread = self._loop, self._thread
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, concurrent.futures.TimeoutError):  # what still runs may block it
             asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result(self._grace)
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(loop.stop)

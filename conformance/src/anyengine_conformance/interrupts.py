@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from types import FrameType, TracebackType
     from typing import Self
 
-__all__ = ["Interrupted", "Interrupts", "accepted"]
+__all__ = ["Interrupted", "Interrupts", "accepted", "held"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -70,3 +72,23 @@ def accepted(error: KeyboardInterrupt) -> str:
         return signal.SIGINT.name
     error.source.accepted = True
     return (error.source.received or signal.SIGINT).name
+
+
+@contextmanager
+def held() -> Generator[None]:
+    """Inside it no signal interrupts; one that came does at its end. For what would be lost if it were done by half."""
+    before: dict[int, Any] = {}
+    came: list[int] = []
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                handler = signal.getsignal(number)
+                if callable(handler):  # else it ends the process, or nothing
+                    before[number] = handler
+                    signal.signal(number, lambda number, _frame: came.append(number))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)

@@ -18,7 +18,7 @@ from anyengine import AnyEngineError
 from msgspec.structs import replace
 
 from anyengine_conformance.check import DEFAULT, OWN, all_checks
-from anyengine_conformance.interrupts import accepted
+from anyengine_conformance.interrupts import accepted, held
 from anyengine_conformance.report import read_report, signed
 from anyengine_conformance.results import OUTCOMES
 
@@ -32,6 +32,8 @@ __all__ = ["ShardFailed", "merged", "run_shards", "split"]
 
 #: Seconds for a process that was told to end; it gives up an engine that does not close in half of that.
 _CLOSING = 60.0
+#: Seconds for the rest of what a process wrote that has ended: one of its children may keep the pipe open for ever.
+_READING = 10.0
 #: A load takes about as long as so many checks.
 _LOAD = 12
 
@@ -113,7 +115,8 @@ def run_shards(base: Sequence[str], checks: Sequence[Check], jobs: int, say: Cal
         stopped = ""
         try:
             for number, shard in enumerate(split(checks, jobs)):
-                shards.append(_Shard(base, shard, Path(folder) / f"{number}.json", say))
+                with held():  # a process that is not in the list would be ended by nobody
+                    shards.append(_Shard(base, shard, Path(folder) / f"{number}.json", say))
             reports = [shard.report() for shard in shards]
         except KeyboardInterrupt as error:
             name = accepted(error)
@@ -158,15 +161,17 @@ class _Shard:
         self._reader.start()
 
     def _read(self) -> None:
-        for line in self._process.stdout or ():
-            # Its summary is of a part; the one that matters comes at the end.
-            if line.split(" ", 1)[0] in OUTCOMES:
-                self._say(line.rstrip("\n"))
-            self._tail.append(line)
+        assert self._process.stdout is not None  # noqa: S101 it was asked for
+        with self._process.stdout as lines:  # closed here: another thread would wait until nobody reads
+            for line in lines:
+                # Its summary is of a part; the one that matters comes at the end.
+                if line.split(" ", 1)[0] in OUTCOMES:
+                    self._say(line.rstrip("\n"))
+                self._tail.append(line)
 
     def report(self) -> Report:
         status = self._process.wait()
-        self._reader.join()
+        self._reader.join(_READING)
         if not self._file.exists():
             raise ShardFailed(f"a process of the run ended with status {status} and no report:\n{''.join(self._tail)}")
         return read_report(self._file)
@@ -189,6 +194,4 @@ class _Shard:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        self._reader.join()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        self._reader.join(_READING)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EOS = 256
 VOCAB = 259
-SECONDS = 1.0
+SECONDS = 1.0  # of the processor: what else runs on the machine is none of its doing
 PROPERTY = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -52,9 +52,9 @@ def sample(compiler: ConstraintCompiler, tokenizer: Tokenizer, structured: Struc
     constraint = compiler.compile(structured)
     token_ids: list[int] = []
     for _ in range(300):
-        begun = time.perf_counter()
+        begun = time.process_time()
         allowed = np.flatnonzero(constraint.mask())
-        assert time.perf_counter() - begun < SECONDS
+        assert time.process_time() - begun < SECONDS
         assert len(allowed)
         token = EOS if EOS in allowed and chance.random() < 0.5 else int(chance.choice(allowed))
         if token == EOS:
@@ -233,12 +233,12 @@ def test_a_hostile_structure_is_refused_by_name_or_bounded_in_time(
 ) -> None:
     structured = Structured(**HOSTILE[name])
     refused: InvalidRequest | None = None
-    begun = time.perf_counter()
+    begun = time.process_time()
     try:
         compiler.compile(structured)
     except InvalidRequest as error:
         refused = error
-    assert time.perf_counter() - begun < 3 * SECONDS
+    assert time.process_time() - begun < 3 * SECONDS
     try:
         sample(compiler, tokenizer, structured, 3)
     except InvalidRequest as error:

@@ -29,10 +29,12 @@ while rest:
     else:
         given[word] = True if options[word] is False else rest.pop(0)
 source, output = places
+watched = pathlib.Path({watched!r})
 (pathlib.Path({notes!r})).write_text(json.dumps([given, dict(os.environ)]))
 for layer in (1, 2):
     print("Quantizing layer %d/2.." % layer)
-    time.sleep(0.4)
+    while watched.exists() and not (watched / str(layer - 1)).exists():
+        time.sleep(0.01)
 {ending}
 config = json.loads((source / "config.json").read_text())
 config["quantization_config"] = {{**json.loads({writes!r}), "group_size": int(given["--groupsize"])}}
@@ -62,6 +64,7 @@ def command(commands, tmp_path, monkeypatch):
                 options=json.dumps(commands["quantize"]["options"]),
                 writes=json.dumps(commands["writes"]),
                 notes=str(make.notes),
+                watched=str(tmp_path / "watched"),
                 ending=ending,
             )
         )
@@ -72,9 +75,14 @@ def command(commands, tmp_path, monkeypatch):
 
 @pytest.fixture
 def job(storyteller, tmp_path):
-    """``job()``: with steps that are written down in ``job.steps``."""
+    """``job()``: with steps that are written down in ``job.steps``; the command goes on once a step was told."""
     (tmp_path / "out").mkdir()
+    (tmp_path / "watched").mkdir()
     model = resolve_model(str(storyteller), builtin={})
+
+    def progress(done, total):
+        make.steps.append((done, total))
+        (tmp_path / "watched" / str(done)).touch()
 
     def make(cancelled=lambda: False):
         make.steps = []
@@ -82,7 +90,7 @@ def job(storyteller, tmp_path):
             model=model,
             scheme="int4-gptq",
             output=tmp_path / "out",
-            progress=lambda done, total: make.steps.append((done, total)),
+            progress=progress,
             cancelled=cancelled,
         )
 

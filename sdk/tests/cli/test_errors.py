@@ -86,7 +86,7 @@ def test_an_interrupted_generation_of_the_reference_engine_does_too(anyengine):
     with start(anyengine, "generate", *arguments) as program:
         first = program.stdout.read(1)
         program.send_signal(signal.SIGINT)
-        assert (len(first), program.wait(timeout=10), program.stderr.read()) == (1, 130, b"\n")
+        assert (len(first), program.wait(timeout=60), program.stderr.read()) == (1, 130, b"\n")
 
 
 def test_when_the_reader_leaves_the_generation_ends_quietly(anyengine):

@@ -76,7 +76,7 @@ def gone():
     """``gone(pids)``: those that are still there; one that was killed is given a moment to end."""
 
     def left(pids, most=0):
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while len(found := [pid for pid in pids if alive(pid)]) > most and time.monotonic() < deadline:
             time.sleep(0.02)
         return found

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from anyengine.backend import EnvironmentVariant, QuantizeReport
 from anyengine.errors import EngineDied
+from anyengine.runtime import choice
 from anyengine.stats import EngineStats
 from anyengine.testing import ScriptedPlugin, all_capabilities, make_model_folder
 from msgspec.structs import replace
@@ -56,7 +57,18 @@ def endless(_request):
 capabilities = all_capabilities()
 hello = engine("hello")
 lora = engine("lora", capabilities=replace(capabilities, request=capabilities.request | {"lora"}))
-slow = engine("slow", endless, step_seconds=0.005)
+
+
+def sometimes_late(request):
+    """Endless; with this ``max_tokens`` the time of every request is up after "hello", whatever the clock says."""
+    if request.max_tokens == 4001:
+        yield from HELLO[:5]
+        choice.monotonic = lambda: time.monotonic() + 3600
+        yield from HELLO[5:]
+    yield from itertools.cycle(HELLO)
+
+
+slow = engine("slow", sometimes_late, step_seconds=0.005)
 fast = engine("fast", endless)
 
 

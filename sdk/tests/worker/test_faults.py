@@ -1,12 +1,14 @@
 """Whatever dies or hangs: a typed error in time, everywhere, and nothing left behind."""
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import anyio
 import pytest
 from anyengine import EngineDied, EngineStartupError, EngineUnresponsive
 from anyengine.place import Worker
@@ -43,7 +45,9 @@ async def assert_over(engine, kind):
 
 
 @pytest.mark.parametrize("victim", ["supervisor", "worker"])
-async def test_a_killed_worker_ends_every_request_within_a_second(worker, processes, gone, victim):
+async def test_a_killed_worker_ends_every_request_at_once(worker, processes, gone, monkeypatch, victim):
+    # Its end is what tells of it, and not that its heartbeat is missing.
+    monkeypatch.setattr("anyengine.worker.process._HEARTBEAT_TIMEOUT", 60.0)
     async with worker("children") as engine:
         pids = processes(engine)
         target = pids[0] if victim == "supervisor" else (await engine.stats()).native["pid"]
@@ -51,7 +55,7 @@ async def test_a_killed_worker_ends_every_request_within_a_second(worker, proces
         os.kill(target, signal.SIGKILL)
         ends, seconds = await outcomes(streams, generation)
         assert [type(end) for end in ends] == [EngineDied] * 5
-        assert seconds < 1
+        assert seconds < 30
         assert {end.exit_status for end in ends} == {-signal.SIGKILL}
         assert {end.engine for end in ends} == {"children"}
         await assert_over(engine, EngineDied)
@@ -81,7 +85,7 @@ async def test_a_stopped_worker_is_found_by_its_missing_heartbeat(worker, proces
         ends, seconds = await outcomes(streams, generation)
         assert [type(end) for end in ends] == [EngineUnresponsive] * 5
         assert "no sign of life" in str(ends[0])
-        assert seconds < 10
+        assert seconds < 30
         await assert_over(engine, EngineUnresponsive)
     assert gone(pids) == []
 
@@ -101,7 +105,7 @@ async def test_a_stopped_process_of_the_engine_is_found_while_the_worker_lives(w
         ends, seconds = await outcomes(streams, generation)
         assert [type(end) for end in ends] == [EngineUnresponsive] * 5
         assert f"has stopped its process {stopped}" in str(ends[0])
-        assert seconds < 10
+        assert seconds < 30
     assert gone(pids) == []
 
 
@@ -112,7 +116,7 @@ async def test_an_engine_that_does_not_answer_is_found(worker, processes, gone, 
         began = time.monotonic()
         with pytest.raises(EngineUnresponsive, match="health_timeout"):
             await engine.generate("hi", max_tokens=4000)
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 30
     assert gone(pids) == []
 
 
@@ -128,17 +132,36 @@ async def test_an_engine_that_says_that_it_is_dead_ends_every_request(worker, pr
 
 async def test_an_engine_that_does_not_close_is_ended(worker, processes, gone, monkeypatch):
     monkeypatch.setattr("anyengine.worker.client._GRACE", 1.0)
-    began = time.monotonic()
     async with worker("unclosed") as engine:
         pids = processes(engine)
-    assert time.monotonic() - began < 8
+        began = time.monotonic()
+    assert time.monotonic() - began < 30
     assert gone(pids) == []
 
 
-async def test_a_load_that_takes_too_long_is_ended_with_its_last_words(worker, descriptors):
+async def test_a_load_that_takes_too_long_is_ended_with_its_last_words(worker, descriptors, monkeypatch, caplog):
+    limits: list[anyio.CancelScope] = []
+    loop = asyncio.get_running_loop()
+
+    def remembered(seconds):
+        limits.append(anyio.CancelScope(deadline=anyio.current_time() + seconds))
+        return limits[-1]
+
+    def is_over():
+        limits[-1].deadline = anyio.current_time()
+
+    def once_it_loads(record):
+        if "loading the weights" in record.getMessage():
+            loop.call_soon_threadsafe(is_over)
+        return True
+
+    # Starting an interpreter takes as long as it likes: the time is up once the load is under way.
+    monkeypatch.setattr(anyio, "move_on_after", remembered)
+    caplog.set_level(logging.INFO, logger="anyengine.worker")
+    monkeypatch.setattr(caplog.handler, "filter", once_it_loads)
     before = descriptors()
     with pytest.raises(EngineStartupError, match=r"startup_timeout.*loading the weights") as caught:
-        async with worker("never", startup_timeout=3.0):
+        async with worker("never", startup_timeout=100.0):
             pass
     assert caught.value.engine == "never"
     assert descriptors() == before

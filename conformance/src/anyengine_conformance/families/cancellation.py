@@ -104,10 +104,10 @@ async def unread_stream(t: Context) -> None:
     needs=("stats.running",),
 )
 async def cancelled_generate(t: Context) -> None:
-    task = asyncio.ensure_future(t.generate(**_long(t)))
-    await _begun(t, task)
-    task.cancel()
-    await asyncio.wait([task])
+    async with begun([t.generate(**_long(t))]) as (task,):
+        await _begun(t, task)
+        task.cancel()
+        await asyncio.wait([task])
     t.expect(task.cancelled(), expected="CancelledError in the cancelled task", seen=task)
     await _expect_free(t)
 
@@ -134,10 +134,10 @@ async def timed_out_generate(t: Context) -> None:
     needs=("stats.running",),
 )
 async def cancelled_list(t: Context) -> None:
-    task = asyncio.ensure_future(t.generate(list(PROMPTS), **_long(t)))
-    await _begun(t, task)
-    task.cancel()
-    await asyncio.wait([task])
+    async with begun([t.generate(list(PROMPTS), **_long(t))]) as (task,):
+        await _begun(t, task)
+        task.cancel()
+        await asyncio.wait([task])
     await _expect_free(t)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from anyengine import EngineDied, EngineUnresponsive, InvalidConfig
 from anyengine.worker.supervisor import descendants
 
+from anyengine_conformance.at_once import begun
 from anyengine_conformance.check import OWN, check, family
 
 if TYPE_CHECKING:
@@ -52,10 +53,13 @@ class _Seen:
         self.status: int | None = None
 
 
-async def _read(engine: Engine, options: dict[str, Any], begun: asyncio.Event) -> None:
-    async with engine.stream("Once upon a time", **options) as stream:
-        async for _ in stream:
-            begun.set()
+async def _read(engine: Engine, options: dict[str, Any], came: asyncio.Event) -> None:
+    try:
+        async with engine.stream("Once upon a time", **options) as stream:
+            async for _ in stream:
+                came.set()
+    finally:
+        came.set()  # there is nothing to wait for any more
 
 
 async def _ended(call: Any) -> BaseException | None:
@@ -100,26 +104,31 @@ async def _suffer(t: Context, signum: int) -> _Seen:
     try:
         pids = _processes(engine)
         options = {"ignore_eos": True} if "ignore_eos" in engine.capabilities.request else {}
-        begun = [asyncio.Event() for _ in range(_STREAMS)]
-        requests = [asyncio.create_task(_read(engine, options, event)) for event in begun]
-        await asyncio.gather(*(event.wait() for event in begun))
-        t.asked(f"signal {signal.Signals(signum).name} to the worker of {engine.name}, with {_STREAMS} streams open")
-        os.kill(pids[1], signum)
-        started = time.monotonic()
-        done, late = await asyncio.wait(requests, timeout=2 * _HANG)
-        seen.seconds = time.monotonic() - started
-        for request in late:
-            request.cancel()
-        errors = [request.exception() for request in done]
-        seen.ends = [type(error).__name__ if error else "no error" for error in errors] + ["nothing"] * len(late)
-        first = next((error for error in errors if error is not None), None)
-        seen.words = str(first)
-        seen.status = getattr(first, "exit_status", None)
-        for name in ("stats", "health"):
-            error = await _ended(getattr(engine, name)())
-            seen.calls[name] = type(error).__name__ if error else "no error"
-        await loading.__aexit__(None, None, None)
-        closed = True
+        came = [asyncio.Event() for _ in range(_STREAMS)]
+        async with begun(_read(engine, options, event) for event in came) as requests:
+            await asyncio.gather(*(event.wait() for event in came))
+            for request in requests:
+                if request.done():
+                    request.result()  # raises what it failed with before there was a fault
+            t.asked(
+                f"signal {signal.Signals(signum).name} to the worker of {engine.name}, with {_STREAMS} streams open"
+            )
+            os.kill(pids[1], signum)
+            started = time.monotonic()
+            done, late = await asyncio.wait(requests, timeout=2 * _HANG)
+            seen.seconds = time.monotonic() - started
+            for request in late:
+                request.cancel()
+            errors = [request.exception() for request in done]
+            seen.ends = [type(error).__name__ if error else "no error" for error in errors] + ["nothing"] * len(late)
+            first = next((error for error in errors if error is not None), None)
+            seen.words = str(first)
+            seen.status = getattr(first, "exit_status", None)
+            for name in ("stats", "health"):
+                error = await _ended(getattr(engine, name)())
+                seen.calls[name] = type(error).__name__ if error else "no error"
+            await loading.__aexit__(None, None, None)
+            closed = True
         seen.left = await _left(pids)
     finally:
         if not closed:

@@ -21,7 +21,7 @@ from anyengine import (
 )
 from anyengine.config import DType
 
-from anyengine_conformance.at_once import together
+from anyengine_conformance.at_once import begun, together
 from anyengine_conformance.check import OWN, check, family
 from anyengine_conformance.context import PROMPTS
 from anyengine_conformance.refusals import REQUEST, STRUCTURED
@@ -168,12 +168,12 @@ async def _close(t: Context) -> _Closing:
         options: dict[str, Any] = {"ignore_eos": True} if "ignore_eos" in engine.capabilities.request else {}
         t.asked("engine.stream(…), engine.generate(…), and engine.close() while they run")
         async with engine.stream(t.prompt, max_tokens=engine.info.max_model_len - 100, **options) as stream:
-            reader = asyncio.ensure_future(_outcome(read(stream)))
             room = engine.info.max_model_len - 100
-            waiter = asyncio.ensure_future(_outcome(engine.generate(PROMPTS[1], max_tokens=room, **options)))
-            await asyncio.sleep(0.05)
-            await engine.close()
-            seen.stream, seen.waiting = await reader, await waiter
+            calls = [_outcome(read(stream)), _outcome(engine.generate(PROMPTS[1], max_tokens=room, **options))]
+            async with begun(calls) as (reader, waiter):
+                await asyncio.sleep(0.05)
+                await engine.close()
+                seen.stream, seen.waiting = await reader, await waiter
         t.asked("engine.close() again")
         seen.second = await _outcome(engine.close())
         t.asked("engine.generate(…), stream, stats, score, health, tokenize after the close")

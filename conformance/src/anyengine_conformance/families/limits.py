@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyengine import InvalidRequest, Overloaded, UnsupportedParameter
 
+from anyengine_conformance.at_once import begun
 from anyengine_conformance.check import check, family, variant
 
 if TYPE_CHECKING:
@@ -110,8 +111,7 @@ async def _fill(t: Context, stack: AsyncExitStack) -> None:
     places = 2 * (config.max_num_seqs or 1) + config.max_queued_requests
     long = {"max_tokens": t.engine.info.max_model_len - 100, **t.unending}
     streams = [await stack.enter_async_context(t.open(**long)) for _ in range(places)]
-    readers = [asyncio.ensure_future(_read(stream)) for stream in streams]
-    stack.callback(lambda: [reader.cancel() for reader in readers])
+    await stack.enter_async_context(begun(map(_read, streams)))
     for _ in range(200):
         await asyncio.sleep(0.01)
         if ((await t.engine.stats()).queued or 0) >= config.max_queued_requests:
