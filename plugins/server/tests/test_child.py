@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from anyengine.errors import EngineDied
-from anyengine_server import ServerProcess
+from anyengine_server import ServerProcess, guard
 
 #: Prints its child's process id, and waits; the child has left its group.
 PARENT = """
@@ -112,6 +112,26 @@ raise SystemExit(guard.main(sys.argv[1:]))
     await asyncio.wait_for(process.stop(patience=0), 30)
     assert process.exit_status == 128 + signal.SIGKILL
     assert not any(map(there, every))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_that_vanishes_in_the_moment_of_the_search_is_no_error(monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"]) as child:
+
+        def between(read):
+            def reading(path=".", *arguments):
+                if str(path) == f"/proc/{child.pid}/task":
+                    child.kill()
+                    child.wait()
+                return read(path, *arguments)
+
+            return reading
+
+        for name in ("listdir", "scandir"):
+            monkeypatch.setattr(os, name, between(getattr(os, name)))
+        found = guard._descendants(os.getpid())
+        assert child.returncode is not None  # it did vanish then
+        assert child.pid in found
 
 
 async def test_an_end_is_told_with_its_status_and_last_words():

@@ -90,13 +90,17 @@ def _end_all(server: int) -> int | None:
 
 
 def _descendants(pid: int) -> list[int]:
-    """Process ids below ``pid`` (Linux; empty elsewhere)."""
+    """Process ids below ``pid``, as far as they can be read while they come and go (Linux; empty elsewhere)."""
     found: list[int] = []
     waiting = [pid]
     while waiting:
-        for file in Path(f"/proc/{waiting.pop()}/task").glob("*/children"):
+        tasks = Path(f"/proc/{waiting.pop()}/task")
+        threads: list[Path] = []
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            threads = list(tasks.iterdir())
+        for thread in threads:
             with contextlib.suppress(OSError):
-                children = [int(child) for child in file.read_text().split()]
+                children = [int(child) for child in (thread / "children").read_text().split()]
                 found += children
                 waiting += children
     return found

@@ -115,14 +115,17 @@ def _end_all(worker: int) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """Process ids below ``pid``, children first (Linux; empty elsewhere)."""
+    """Process ids below ``pid``, as far as they can be read while they come and go (Linux; empty elsewhere)."""
     found: list[int] = []
     waiting = [pid]
     while waiting:
-        parent = waiting.pop()
-        for file in Path(f"/proc/{parent}/task").glob("*/children"):
+        tasks = Path(f"/proc/{waiting.pop()}/task")
+        threads: list[Path] = []
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            threads = list(tasks.iterdir())
+        for thread in threads:
             with contextlib.suppress(OSError):
-                children = [int(child) for child in file.read_text().split()]
+                children = [int(child) for child in (thread / "children").read_text().split()]
                 found += children
                 waiting += children
     return found
