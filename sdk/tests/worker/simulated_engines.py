@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 from anyengine.backend import EnvironmentVariant, QuantizeReport
 from anyengine.errors import EngineDied
 from anyengine.stats import EngineStats
@@ -89,6 +90,23 @@ def raising(backend):
 
 
 raises = engine("raises", HELLO, raising)
+
+
+def of_numpy(backend):
+    """What forgets to make Python's own numbers of NumPy's, where five tokens or more are asked for."""
+    stream = backend.stream
+
+    async def foreign_numbers(request):
+        async for delta in stream(request):
+            if request.max_tokens >= 5:
+                delta.token_ids = list(np.array(delta.token_ids))
+            yield delta
+
+    backend.stream = foreign_numbers
+    backend.generate = lambda request: type(backend).generate(backend, request)
+
+
+foreign = engine("foreign", endless, of_numpy)
 
 
 def with_children(backend):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from itertools import count
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Raw
 
@@ -27,6 +27,7 @@ from anyengine.worker.protocol import (
     encode,
     frame,
 )
+from anyengine.worker.unsendable import UNSENDABLE, path_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from anyengine.worker.protocol import Answer
 
 __all__ = ["Connection"]
-
-#: Steps down into a message that an error names.
-_MAX_PATH = 8
 
 
 class Connection(asyncio.Protocol):
@@ -247,32 +245,11 @@ def _sendable(message: Call) -> Raw:
     """
     try:
         return Raw(encode(message))
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        path = _where(message.arguments)
+    except UNSENDABLE as error:
+        path = path_to(message.arguments)
         field = ".".join(path[1:] if path[:1] == ["request"] else path) or message.method
         reason = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise InvalidRequest(f"{field}: cannot be sent to the worker: {reason}", field=field) from error
-
-
-def _where(value: object) -> list[str]:
-    """The path to what cannot be encoded, as far down as it goes in reasonable time."""
-    path: list[str] = []
-    while len(path) < _MAX_PATH:
-        parts: Any = ()
-        if isinstance(value, dict):
-            parts = cast("dict[object, object]", value).items()
-        elif isinstance(value, (list, tuple)):
-            parts = enumerate(cast("list[object]", value))
-        for key, part in parts:
-            try:
-                encode(part)
-            except (TypeError, ValueError, OverflowError, RecursionError):
-                path.append(str(key))
-                value = part
-                break
-        else:
-            break
-    return path
 
 
 def _again(error: AnyEngineError) -> AnyEngineError:
