@@ -1,6 +1,7 @@
 """The small process between application and worker, and what it shares with the worker."""
 
 import os
+import resource
 import subprocess
 import sys
 
@@ -48,3 +49,24 @@ def test_the_name_of_a_process_may_be_any_bytes(monkeypatch, tmp_path):
     stat.write_bytes(b"1 (\xff) \xfe) T 2 3")
     monkeypatch.setattr(heartbeat, "Path", lambda _: stat)
     assert heartbeat._state(1) == "T"
+
+
+@pytest.fixture
+def many_files():
+    """This process has so many files open that the next one has a number that select(2) does not know."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1200:
+        pytest.skip("this process may not open so many files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    opened = []
+    while not opened or opened[-1] < 1024:
+        opened.append(os.open(os.devnull, os.O_RDONLY))
+    yield
+    for descriptor in opened:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_an_engine_loads_in_an_application_with_many_open_files(worker, many_files):
+    async with worker("hello") as engine:
+        assert (await engine.generate("hi", max_tokens=1)).token_ids == [71]

@@ -40,9 +40,12 @@ def main(command: list[str]) -> int:
     except OSError as error:
         print(f"{command[0]} cannot be started: {error.strerror}", flush=True)  # noqa: T201 the log of the server
         return 127
+    poll = select.poll()
+    for source in (0, woken):
+        poll.register(source, select.POLLIN)
     status = None
     while status is None:
-        ready, _, _ = select.select([0, woken], [], [])
+        ready = {source for source, _ in poll.poll()}
         if 0 in ready:
             if not os.read(0, 1):
                 break
