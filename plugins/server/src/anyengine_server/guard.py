@@ -1,7 +1,8 @@
 """The small process between us and a server that we start: whichever of the two ends, nothing stays behind.
 
-Run by its path, as a program: ``python guard.py COMMAND …``. Its standard input is the lifeline: a byte asks the server
-to end (SIGTERM), the end of it ends everything at once. It exits as the server did. Only the standard library.
+Run by its path, as a program: ``python guard.py COMMAND …``. Its standard input is the lifeline: ``t`` asks the server
+to end (SIGTERM); ``k``, or the end of the lifeline, ends everything at once. Both, for a process that we have forked
+holds the lifeline open too. It exits as the server did. Only the standard library.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-__all__ = ["main"]
+__all__ = ["descendants", "main"]
 
 _PR_SET_CHILD_SUBREAPER = 36
 #: Seconds that processes are given to be gone after SIGKILL; a driver may hold one for a while.
@@ -47,7 +48,7 @@ def main(command: list[str]) -> int:
     while status is None:
         ready = {source for source, _ in poll.poll()}
         if 0 in ready:
-            if not os.read(0, 1):
+            if os.read(0, 1) in {b"", b"k"}:
                 break
             with contextlib.suppress(OSError):
                 os.kill(child.pid, signal.SIGTERM)
@@ -79,7 +80,7 @@ def _end_all(server: int) -> int | None:
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             os.killpg(server, signal.SIGKILL)
-        for pid in _descendants(os.getpid()):
+        for pid in descendants(os.getpid()):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         try:
@@ -92,7 +93,7 @@ def _end_all(server: int) -> int | None:
     return status
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     """Process ids below ``pid``, as far as they can be read while they come and go (Linux; empty elsewhere)."""
     found: list[int] = []
     waiting = [pid]
