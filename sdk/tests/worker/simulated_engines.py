@@ -216,6 +216,17 @@ class DeafInLoad(Simulated):
 deaf_in_load = DeafInLoad(lambda _: HELLO, str(MODEL), name="deaf-in-load")
 
 
+class BlocksInLoad(Simulated):
+    """Never comes back from its load, and never lets go of the event loop."""
+
+    async def load(self, config, model):
+        print("loading the weights", flush=True)
+        time.sleep(1000)  # noqa: ASYNC251 that is its fault
+
+
+blocks_in_load = BlocksInLoad(lambda _: HELLO, str(MODEL), name="blocks-in-load")
+
+
 class Reports(Simulated):
     """Refuses to load, with what it found in its process."""
 

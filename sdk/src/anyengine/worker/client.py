@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WorkerRuntime", "end_worker", "greeted_worker", "start_worker"]
 
-#: Seconds that a worker is given to end by itself after its engine was closed.
+#: Seconds that a worker is given to end by itself: after its engine was closed, or its load was cancelled.
 _GRACE = 10.0
 #: Fields of a configuration that are honoured here, before the worker starts, and not sent.
 _HERE = {"isolation", "environment", "env"}
@@ -50,16 +50,17 @@ async def start_worker(place: Worker, config: EngineConfig) -> tuple[ModelFiles,
     process, connection = await greeted_worker(
         place, _variables(config), startup_timeout=config.startup_timeout, health_timeout=config.health_timeout
     )
+    # Beside us: a load that does not let go of its worker's event loop does not answer a cancellation either.
+    job = asyncio.ensure_future(connection.call("load", Loaded, **_load(place, config, process.log_level)))
     try:
-        with anyio.move_on_after(max(0.0, config.startup_timeout - (monotonic() - begun))) as limit:
-            _, loaded = await connection.call("load", Loaded, **_load(place, config, process.log_level))
-            process.ready()
-            return loaded.model, WorkerRuntime(place.engine, config, loaded, process, connection)
-        assert limit.cancelled_caught  # noqa: S101 there is no other way here
-        raise _late(place, process, config.startup_timeout)
+        await asyncio.wait([job], timeout=max(0.0, config.startup_timeout - (monotonic() - begun)))
+        if not job.done():
+            raise _late(place, process, config.startup_timeout)
+        _, loaded = job.result()
+        process.ready()
+        return loaded.model, WorkerRuntime(place.engine, config, loaded, process, connection)
     except BaseException as error:
-        with anyio.CancelScope(shield=True):
-            await end_worker(process, connection)
+        await despite_cancellation(end_worker(process, connection, job))
         if isinstance(error, AnyEngineError):
             error.engine = error.engine or place.engine
         raise
@@ -95,21 +96,33 @@ async def greeted_worker(
         assert limit.cancelled_caught  # noqa: S101 there is no other way here
         raise _late(place, process, startup_timeout)
     except BaseException as error:
-        with anyio.CancelScope(shield=True):
-            await end_worker(process, connection)
+        await despite_cancellation(end_worker(process, connection))
         if isinstance(error, AnyEngineError):
             error.engine = error.engine or place.engine
         raise
 
 
-async def end_worker(process: WorkerProcess, connection: Connection | None) -> None:
-    """End a worker that serves nobody, and all that belongs to it."""
+async def end_worker(
+    process: WorkerProcess, connection: Connection | None, job: asyncio.Future[Any] | None = None
+) -> None:
+    """End a worker that serves nobody, and all that belongs to it.
+
+    Args:
+        process: the worker's.
+        connection: to it, if there was one yet.
+        job: the call that it is there for. Where that is under way it is cancelled, and has a moment to end by itself.
+    """
     process.closing()
+    if job is not None and not job.done():
+        job.cancel()
+        await asyncio.wait([job], timeout=_GRACE)
     process.kill()
     if connection is not None:
         await connection.close(process.died())
     else:
         process.requests.close()
+    if job is not None:
+        await asyncio.gather(job, return_exceptions=True)  # hung up on, it has ended
     await process.gone(_GRACE)
 
 
