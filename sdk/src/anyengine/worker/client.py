@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from anyengine._concurrency import despite_cancellation
+from anyengine._concurrency import Once, despite_cancellation
 from anyengine.errors import AnyEngineError, EngineClosed, EngineStartupError
 from anyengine.outputs import Completion, Embedding, Score
 from anyengine.runtime.base import Prepared, Runtime
@@ -86,7 +86,9 @@ async def greeted_worker(
     )
     try:
         process.requests.setblocking(False)  # noqa: FBT003 the standard library's signature
-        _, connection = await loop.create_unix_connection(lambda: Connection(loop, process.died), sock=process.requests)
+        _, connection = await loop.create_unix_connection(
+            lambda: Connection(loop, process.died, process.exited), sock=process.requests
+        )
         with anyio.move_on_after(startup_timeout) as limit:
             hello = await connection.hello
             process.worker_pid = hello.pid
@@ -194,8 +196,7 @@ class WorkerRuntime(Runtime):
         self._concurrency = loaded.concurrency
         self._process = process
         self._connection = connection
-        self._closing: asyncio.Lock = asyncio.Lock()
-        self._closed = False
+        self._end = Once(self._ended)
 
     @property
     def info(self) -> BackendInfo:
@@ -285,23 +286,20 @@ class WorkerRuntime(Runtime):
         await self._call("reset_prefix_cache")
 
     async def close(self) -> None:
-        async with self._closing:  # who comes second waits for the first
-            if self._closed:
-                return
-            self._closed = True
-            self._process.closing()
-            if self._connection.error is None:
-                await self._say_goodbye()
-            await self._connection.close(
-                EngineClosed(f"the engine {self._engine} was closed; load a new one", engine=self._engine)
-            )
-            await self._process.gone(_GRACE)
+        await self._end()
 
-    async def _say_goodbye(self) -> None:
-        """Let the engine close itself; one that fails to, or takes too long, is ended with its worker."""
-        goodbye = asyncio.create_task(self._call("close"))
-        await asyncio.wait([goodbye], timeout=_GRACE)
-        if not goodbye.done() or goodbye.exception() is not None:
-            self._process.kill()
-            goodbye.cancel()
-            await asyncio.wait([goodbye])
+    async def _ended(self) -> None:
+        self._process.closing()
+        goodbye: asyncio.Future[Any] | None = None
+        if self._connection.error is None:
+            # The engine closes itself; one that fails to, or takes too long, is ended with its worker.
+            goodbye = asyncio.ensure_future(self._call("close"))
+            await asyncio.wait([goodbye], timeout=_GRACE)
+            if not goodbye.done() or goodbye.exception() is not None:
+                self._process.kill()
+        await self._connection.close(
+            EngineClosed(f"the engine {self._engine} was closed; load a new one", engine=self._engine)
+        )
+        if goodbye is not None:
+            await asyncio.gather(goodbye, return_exceptions=True)  # hung up on, it has ended
+        await self._process.gone(_GRACE)

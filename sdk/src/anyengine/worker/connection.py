@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
+#: Seconds that a worker which has hung up is given to end, so that its end is the error; a busy machine needs some.
+_EXIT_SECONDS = 5.0
+
 
 class Connection(asyncio.Protocol):
     """Calls a worker.
@@ -47,12 +50,15 @@ class Connection(asyncio.Protocol):
         progress: called with (done, total) steps of a call that takes long.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, lost: Callable[[], AnyEngineError]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, lost: Callable[[], AnyEngineError], exited: asyncio.Future[None]
+    ) -> None:
         """Wait for the worker's hello.
 
         Args:
             loop: the event loop.
             lost: gives the error to raise when the connection ends unasked.
+            exited: done when the process has ended, and all is known of its end.
         """
         self.hello: asyncio.Future[Hello] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
@@ -60,6 +66,7 @@ class Connection(asyncio.Protocol):
         self.progress: Callable[[int, int], None] | None = None
         self._loop = loop
         self._lost = lost
+        self._exited = exited
         self._ids = count(1)
         self._reader = FrameReader(FrameReader.ANSWERS)
         self._calls: dict[int, asyncio.Future[Result | None]] = {}
@@ -84,10 +91,12 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 the protocol's signature
         self.closed.set_result(None)
-        # The watching thread knows the exit status and the last words; it is given a moment to tell.
-        self._loop.call_later(0.5, self._fail_lost)
+        if self.error is None:
+            # The process is ending, and who watches it is about to tell its exit status and its last words.
+            self._exited.add_done_callback(self._fail_lost)
+            self._loop.call_later(_EXIT_SECONDS, self._fail_lost)
 
-    def _fail_lost(self) -> None:
+    def _fail_lost(self, _exited: object = None) -> None:
         if self.error is None:
             self.fail(self._lost())
 
