@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from asyncio.base_subprocess import BaseSubprocessTransport
 from pathlib import Path
 from typing import Any
 
@@ -280,3 +281,31 @@ async def test_stopping_may_be_cancelled_and_still_stops():
     results: Any = await asyncio.gather(stopping, return_exceptions=True)
     assert len(results) == 1
     assert not any(map(there, every))
+
+
+async def test_starting_may_be_cancelled_and_leaves_nothing(monkeypatch):
+    reached, go, pids = asyncio.Event(), asyncio.Event(), []
+    connect = BaseSubprocessTransport._connect_pipes
+
+    async def late(self: Any, waiter: Any) -> None:
+        pids.append(self.get_pid())
+        reached.set()
+        await go.wait()
+        await connect(self, waiter)
+
+    monkeypatch.setattr(BaseSubprocessTransport, "_connect_pipes", late)
+    starting = asyncio.ensure_future(start("--stubborn"))
+    await reached.wait()
+    while not (below := guard.descendants(pids[0])):  # noqa: ASYNC110 another process
+        await asyncio.sleep(0.01)
+    for _ in range(3):
+        starting.cancel()
+        await asyncio.sleep(0)
+    go.set()
+    done, _ = await asyncio.wait([starting], timeout=20)
+    every = [*pids, *below]
+    left = list(filter(there, every))
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert (bool(done), left) == (True, [])
+    assert starting.cancelled()

@@ -105,22 +105,36 @@ class ServerProcess:
             EngineStartupError: this interpreter cannot start anything.
         """
         made = cls(name)
+        starting = asyncio.ensure_future(made._start(command, environment))
         try:
-            made._transport, _ = await asyncio.get_running_loop().subprocess_exec(
-                lambda: made._watch,
-                sys.executable,
-                "-P",
-                str(_GUARD),
-                *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,
-                env=dict(environment),
-            )
+            await asyncio.shield(starting)
         except OSError as error:
             raise EngineStartupError(f"{command[0]} cannot be started: {error}") from error
+        except asyncio.CancelledError:
+            # Not within the start, where asyncio kills the guard, but not what that has started, and waits for that.
+            made._stopping = asyncio.create_task(made._give_up(starting))
+            await made.stop()
+            raise
         return made
+
+    async def _start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._transport, _ = await asyncio.get_running_loop().subprocess_exec(
+            lambda: self._watch,
+            sys.executable,
+            "-P",
+            str(_GUARD),
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            env=dict(environment),
+        )
+
+    async def _give_up(self, starting: asyncio.Future[None]) -> None:
+        await asyncio.wait([starting])
+        if starting.exception() is None:
+            await self._stop(0)
 
     def _say(self, line: str) -> None:
         self._lines.append(line)
