@@ -6,7 +6,7 @@ from time import monotonic
 
 import anyio
 import pytest
-from anyengine import RequestTimeout
+from anyengine import Engine, RequestTimeout
 from anyengine.errors import Misuse
 from anyengine.runtime import choice
 
@@ -336,3 +336,27 @@ async def test_closing_the_engine_ends_open_streams_with_abort_and_refuses_who_w
                 await waiting
             with pytest.raises(EngineClosed):
                 await anext(aiter(stream))
+
+
+async def test_a_close_that_is_cancelled_goes_on_to_its_end(faulty):
+    begun, go, ended = asyncio.Event(), asyncio.Event(), []
+
+    async def close():
+        begun.set()
+        await go.wait()
+        ended.append(True)
+
+    engine = await Engine.load(faulty(close=close))
+    closing = asyncio.create_task(engine.close())
+    await begun.wait()
+    for _ in range(3):
+        closing.cancel()
+        await asyncio.sleep(0)
+    second = asyncio.create_task(engine.close())
+    await asyncio.sleep(0)
+    assert (closing.done(), second.done(), ended) == (False, False, [])
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    await second
+    assert ended == [True]

@@ -437,3 +437,21 @@ async def test_many_streams_at_once_and_nothing_left(attached: Any, open_sockets
         )
         assert all(answer.token_ids for answer in answers)
     assert open_sockets() <= before
+
+
+async def test_a_close_that_was_cancelled_is_finished_by_the_next(
+    serve: Any, files: Any, monkeypatch: pytest.MonkeyPatch
+):
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    async with serve("vllm") as made:
+        config = EngineConfig(model=files.name, native={"url": made.server.url})
+        backend = await Attaching(SERVERS["vllm"][0]).load(config, files)
+        with monkeypatch.context() as patch:
+            patch.setattr(backend._requests, "close", cancelled)
+            with pytest.raises(asyncio.CancelledError):
+                await backend.close()
+        await backend.close()
+        assert backend._client._client.is_closed
+        await made.server.idle()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from asyncio.base_subprocess import BaseSubprocessTransport
 from pathlib import Path
 from typing import Any
 
 import pytest
 from anyengine.errors import EngineDied
-from anyengine_server import ServerProcess
+from anyengine_server import ServerProcess, guard
 
 #: Prints its child's process id, and waits; the child has left its group.
 PARENT = """
@@ -54,6 +56,21 @@ async def pids(process: ServerProcess) -> list[int]:
 
     await process.ready(ready)
     return [process.pid, *(int(line.split()[1]) for line in process.log() if line.startswith(("child ", "own ")))]
+
+
+async def stopped(process: ServerProcess, every: list[int], patience: float = 0) -> None:
+    """Stop it within half a minute, with all of ``every``; what is left would outlive the tests, so it is killed."""
+    stopping = asyncio.ensure_future(process.stop(patience))  # it swallows a cancellation: wait_for would bound nothing
+    left = every
+    try:
+        done, _ = await asyncio.wait([stopping], timeout=30)
+        left = list(filter(there, every))
+        assert (bool(done), left) == (True, [])
+    finally:
+        for pid in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        await asyncio.wait([stopping], timeout=30)
 
 
 async def test_it_is_asked_to_end_first():
@@ -99,19 +116,87 @@ async def test_a_child_is_found_whose_parent_dies_in_the_moment_of_the_search(mo
     guard.write_text("""
 import sys
 from anyengine_server import guard
-search, searches = guard._descendants, []
+search, searches = guard.descendants, []
 def late(pid):
     searches.append(pid)
     return search(pid)[: 1 if len(searches) == 1 else None]  # the server, whose child was ours a moment too late
-guard._descendants = late
+guard.descendants = late
 raise SystemExit(guard.main(sys.argv[1:]))
 """)
     monkeypatch.setattr("anyengine_server.child._GUARD", guard)
     process = await start("--stubborn")
     every = await pids(process)
-    await asyncio.wait_for(process.stop(patience=0), 30)
+    await stopped(process, every)
     assert process.exit_status == 128 + signal.SIGKILL
-    assert not any(map(there, every))
+
+
+@pytest.fixture
+def held():
+    """Descriptors that somebody else holds open."""
+    descriptors: list[int] = []
+    yield descriptors
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="opens another process's output")
+async def test_whoever_holds_its_output_open_is_not_waited_for(held: list[int]):
+    process = await start("--stubborn")
+    every = await pids(process)
+    held.append(os.open(f"/proc/{process.pid}/fd/1", os.O_WRONLY))
+    await stopped(process, every)
+    assert process.exit_status == 128 + signal.SIGKILL
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="opens another process's output")
+async def test_an_end_is_told_while_its_output_is_held_open(held: list[int]):
+    process = await start("--polite")
+    every = await pids(process)
+    held.append(os.open(f"/proc/{process.pid}/fd/1", os.O_WRONLY))
+    os.kill(every[2], signal.SIGTERM)  # the server
+    error = await process.death(patience=30)
+    assert error is not None
+    assert (error.exit_status, error.log_tail[-1]) == (3, "ending")
+    await stopped(process, every)
+
+
+async def test_a_process_that_we_have_forked_does_not_keep_it_alive(held: list[int]):
+    process = await start("--stubborn")
+    every = await pids(process)
+    lifeline = process._transport.get_pipe_transport(0)
+    assert lifeline is not None
+    held.append(os.dup(lifeline.get_extra_info("pipe").fileno()))  # as a fork does
+    await stopped(process, every)
+    assert process.exit_status == 128 + signal.SIGKILL  # by the guard, which was not killed itself
+
+
+async def test_a_guard_that_does_not_do_its_work_is_ended_with_all_that_is_below_it(monkeypatch):
+    monkeypatch.setattr("anyengine_server.child._GUARD_SECONDS", 0.2)
+    process = await start("--stubborn")
+    every = await pids(process)
+    os.kill(process.pid, signal.SIGSTOP)
+    await stopped(process, every)
+    assert process.exit_status == -signal.SIGKILL
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_that_vanishes_in_the_moment_of_the_search_is_no_error(monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"]) as child:
+
+        def between(read):
+            def reading(path=".", *arguments):
+                if str(path) == f"/proc/{child.pid}/task":
+                    child.kill()
+                    child.wait()
+                return read(path, *arguments)
+
+            return reading
+
+        for name in ("listdir", "scandir"):
+            monkeypatch.setattr(os, name, between(getattr(os, name)))
+        found = guard.descendants(os.getpid())
+        assert child.returncode is not None  # it did vanish then
+        assert child.pid in found
 
 
 async def test_an_end_is_told_with_its_status_and_last_words():
@@ -196,3 +281,31 @@ async def test_stopping_may_be_cancelled_and_still_stops():
     results: Any = await asyncio.gather(stopping, return_exceptions=True)
     assert len(results) == 1
     assert not any(map(there, every))
+
+
+async def test_starting_may_be_cancelled_and_leaves_nothing(monkeypatch):
+    reached, go, pids = asyncio.Event(), asyncio.Event(), []
+    connect = BaseSubprocessTransport._connect_pipes
+
+    async def late(self: Any, waiter: Any) -> None:
+        pids.append(self.get_pid())
+        reached.set()
+        await go.wait()
+        await connect(self, waiter)
+
+    monkeypatch.setattr(BaseSubprocessTransport, "_connect_pipes", late)
+    starting = asyncio.ensure_future(start("--stubborn"))
+    await reached.wait()
+    while not (below := guard.descendants(pids[0])):  # noqa: ASYNC110 another process
+        await asyncio.sleep(0.01)
+    for _ in range(3):
+        starting.cancel()
+        await asyncio.sleep(0)
+    go.set()
+    done, _ = await asyncio.wait([starting], timeout=20)
+    every = [*pids, *below]
+    left = list(filter(there, every))
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert (bool(done), left) == (True, [])
+    assert starting.cancelled()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from anyengine import Engine, SamplingParams
+from anyengine.config import EngineConfig
 from anyengine.errors import (
     EngineDied,
     EngineStartupError,
@@ -21,6 +22,7 @@ from anyengine.errors import (
     UnsupportedCapability,
     UnsupportedParameter,
 )
+from anyengine.hub import resolve_model
 from anyengine.worker.supervisor import descendants
 from anyengine_server import MalformedAnswer
 from anyengine_tgi import generation as generation_module
@@ -376,10 +378,7 @@ def _command(pid: int) -> bytes:
 async def test_a_machine_without_a_launcher_says_so(storyteller: Path, monkeypatch: Any, tmp_path: Path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "text-generation-launcher" in (plugin.describe().unavailable or "")
-    with pytest.raises(EngineStartupError, match="native="):  # noqa: PT012 the block is what is looked at
-        from anyengine.config import EngineConfig
-        from anyengine.hub import resolve_model
-
+    with pytest.raises(EngineStartupError, match="native="):
         await plugin.load(EngineConfig(), resolve_model(str(storyteller), builtin={}))
 
 
@@ -401,6 +400,22 @@ async def test_a_launched_server_that_is_killed_is_told_with_its_end(launcher: P
         assert any("simulated TGI at" in line for line in caught.value.log_tail)
         with pytest.raises(EngineDied):
             await engine.health()
+
+
+async def test_a_close_that_was_cancelled_is_finished_by_the_next(
+    launcher: Path, storyteller: Path, monkeypatch: pytest.MonkeyPatch
+):
+    backend = await plugin.load(EngineConfig(model=str(storyteller)), resolve_model(str(storyteller), builtin={}))
+
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend._requests, "close", cancelled)
+        with pytest.raises(asyncio.CancelledError):
+            await backend.close()
+    await backend.close()
+    assert not [pid for pid in descendants(os.getpid()) if b"simulated_tgi" in _command(pid)]
 
 
 async def test_a_load_that_is_given_up_leaves_nothing(launcher: Path, storyteller: Path):

@@ -10,7 +10,7 @@ import anyio
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 
-__all__ = ["Deferred", "despite_cancellation", "together"]
+__all__ = ["Deferred", "Once", "despite_cancellation", "together"]
 
 T = TypeVar("T")
 
@@ -23,6 +23,24 @@ class Deferred(Generic[T]):
 
     def __await__(self) -> Generator[Any, Any, T]:
         return self._begin().__await__()
+
+
+class Once:
+    """Work that is done once, and to its end, whoever of those that wait for it is cancelled.
+
+    The first who calls it gets what it raises; who comes later waits until it has ended.
+    """
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        self._work = work
+        self._task: asyncio.Task[Any] | None = None
+
+    async def __call__(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._work())
+            await asyncio.shield(self._task)
+        else:
+            await asyncio.wait([self._task])
 
 
 async def together(jobs: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 import anyio
 import anyio.lowlevel
 
-from anyengine._concurrency import Deferred, together
+from anyengine._concurrency import Deferred, despite_cancellation, together
 from anyengine._prompts import is_many, make_request, placed, prompt_of, token_ids_of
 from anyengine.config import EngineConfig
 from anyengine.errors import (
@@ -473,8 +473,7 @@ class Engine:
 
     async def close(self) -> None:
         """Release everything; open requests end with reason ``abort``. Idempotent."""
-        with anyio.CancelScope(shield=True):
-            await self._runtime.close()
+        await despite_cancellation(self._runtime.close())
 
     async def __aenter__(self) -> Self:
         return self

@@ -28,6 +28,7 @@ says what was wrong, what is allowed, and what to do. Foreign exceptions are cha
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -85,7 +86,14 @@ class AnyEngineError(Exception):
         import msgspec  # noqa: PLC0415 errors are caught by programs that never make one
 
         facts = {name: value for name, value in vars(self).items() if value is not None and name != "message"}
-        return {"type": type(self).__name__, "message": self.message, **msgspec.to_builtins(facts)}
+        return {"type": type(self).__name__, "message": self.message, **msgspec.to_builtins(facts, enc_hook=_builtin)}
+
+
+def _builtin(value: object) -> int | float | str:
+    """What an attribute is in JSON that is of no type of ours: a number of NumPy's, or its text."""
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else str(value)
 
 
 def _rebuild(cls: type[AnyEngineError], message: str, facts: dict[str, Any]) -> AnyEngineError:

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 from anyengine.backend import EnvironmentVariant, QuantizeReport
 from anyengine.errors import EngineDied
 from anyengine.runtime import choice
@@ -101,6 +102,23 @@ def raising(backend):
 
 
 raises = engine("raises", HELLO, raising)
+
+
+def of_numpy(backend):
+    """What forgets to make Python's own numbers of NumPy's, where five tokens or more are asked for."""
+    stream = backend.stream
+
+    async def foreign_numbers(request):
+        async for delta in stream(request):
+            if request.max_tokens >= 5:
+                delta.token_ids = list(np.array(delta.token_ids))
+            yield delta
+
+    backend.stream = foreign_numbers
+    backend.generate = lambda request: type(backend).generate(backend, request)
+
+
+foreign = engine("foreign", endless, of_numpy)
 
 
 def with_children(backend):
@@ -208,6 +226,17 @@ class DeafInLoad(Simulated):
 
 
 deaf_in_load = DeafInLoad(lambda _: HELLO, str(MODEL), name="deaf-in-load")
+
+
+class BlocksInLoad(Simulated):
+    """Never comes back from its load, and never lets go of the event loop."""
+
+    async def load(self, config, model):
+        print("loading the weights", flush=True)
+        time.sleep(1000)  # noqa: ASYNC251 that is its fault
+
+
+blocks_in_load = BlocksInLoad(lambda _: HELLO, str(MODEL), name="blocks-in-load")
 
 
 class Reports(Simulated):

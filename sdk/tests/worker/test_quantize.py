@@ -60,7 +60,7 @@ async def test_a_worker_that_dies_is_an_error_with_its_last_words_and_leaves_not
 
 
 async def test_a_cancelled_job_that_does_not_end_is_killed_and_leaves_nothing(quantised, tmp_path, monkeypatch, gone):
-    monkeypatch.setattr("anyengine.worker.quantizing._GRACE", 0.2)
+    monkeypatch.setattr("anyengine.worker.client._GRACE", 0.2)
     task = asyncio.create_task(quantised("stalls"))
     pid = await asyncio.to_thread(written_pid, tmp_path)
     task.cancel()

@@ -115,7 +115,6 @@ class AttachedBackend(Backend):
         self._facts = facts
         self._requests = RunningRequests()
         self._ids = count()
-        self._closed = False
         capabilities = dialect.capabilities(facts)
         self._info = BackendInfo(
             capabilities=capabilities,
@@ -206,10 +205,7 @@ class AttachedBackend(Backend):
             raise EngineDied(f"the server says after {seconds:.1f} s that it is not well: {error.message}") from error
 
     async def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        await self._requests.close()
+        await self._requests.close()  # may be done again, as the next: a close that was cancelled is finished so
         await self._client.aclose()
 
 

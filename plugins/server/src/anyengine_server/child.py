@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 import socket
 import sys
 from collections import deque
@@ -13,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 from anyengine.errors import EngineDied, EngineStartupError
+
+from anyengine_server.guard import descendants
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -26,6 +30,12 @@ _MAX_LINE = 2**16
 _TAIL = 40
 #: Seconds between two questions whether it is ready.
 _ASK_EVERY = 0.1
+#: Seconds for what it still has to say when it has ended.
+_LAST_WORDS = 1.0
+#: Seconds that the guard is given to end everything, before it is ended from here.
+_GUARD_SECONDS = 25.0
+#: Number of its output among its pipes.
+_OUTPUT = 1
 _GUARD = Path(__file__).with_name("guard.py")
 
 
@@ -36,20 +46,50 @@ def free_port() -> int:
         return int(made.getsockname()[1])
 
 
+class _Watch(asyncio.SubprocessProtocol):
+    """Hears of a process: its lines, the end of its output, and its own end, which need not come together.
+
+    (``asyncio.subprocess.Process.wait`` waits for both, and so for whoever else holds the output open.)
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = loop.create_future()
+        self.silent: asyncio.Future[None] = loop.create_future()
+        self._say = say
+        self._rest = b""
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002 the protocol's signature
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._say(line[-_MAX_LINE:].decode(errors="replace").rstrip())
+        self._rest = self._rest[-_MAX_LINE:]
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002
+        if fd == _OUTPUT and not self.silent.done():
+            if self._rest:
+                self._say(self._rest.decode(errors="replace").rstrip())
+            self.silent.set_result(None)
+
+    def process_exited(self) -> None:
+        self.ended.set_result(None)
+
+
 class ServerProcess:
     """A running command. Made by :meth:`start`; whatever becomes of this process, the server's processes end too.
 
+    The process itself is the guard between us and the server.
+
     Args:
-        process: the guard between us and the server.
         name: of the engine, for messages and the logger ``anyengine.server.<name>``.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, name: str) -> None:
-        self._process = process
+    def __init__(self, name: str) -> None:
         self._name = name
         self._lines: deque[str] = deque(maxlen=_LOG_LINES)
         self._logger = logging.getLogger(f"anyengine.server.{name}")
-        self._reading = asyncio.create_task(self._read(), name=f"anyengine-server-log {name}")
+        self._watch = _Watch(self._say)
+        self._transport: asyncio.SubprocessTransport
         self._stopping: asyncio.Task[None] | None = None
 
     @classmethod
@@ -64,46 +104,51 @@ class ServerProcess:
         Raises:
             EngineStartupError: this interpreter cannot start anything.
         """
+        made = cls(name)
+        starting = asyncio.ensure_future(made._start(command, environment))
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                str(_GUARD),
-                *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,
-                env=dict(environment),
-                limit=_MAX_LINE,
-            )
+            await asyncio.shield(starting)
         except OSError as error:
             raise EngineStartupError(f"{command[0]} cannot be started: {error}") from error
-        return cls(process, name)
+        except asyncio.CancelledError:
+            # Not within the start, where asyncio kills the guard, but not what that has started, and waits for that.
+            made._stopping = asyncio.create_task(made._give_up(starting))
+            await made.stop()
+            raise
+        return made
 
-    async def _read(self) -> None:
-        output = self._process.stdout
-        assert output is not None  # noqa: S101 it was asked for
-        while True:
-            try:
-                line = await output.readline()
-            except ValueError:  # a line beyond the limit was dropped
-                continue
-            if not line:
-                return
-            text = line.decode(errors="replace").rstrip()
-            self._lines.append(text)
-            self._logger.info("%s", text)
+    async def _start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._transport, _ = await asyncio.get_running_loop().subprocess_exec(
+            lambda: self._watch,
+            sys.executable,
+            "-P",
+            str(_GUARD),
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            env=dict(environment),
+        )
+
+    async def _give_up(self, starting: asyncio.Future[None]) -> None:
+        await asyncio.wait([starting])
+        if starting.exception() is None:
+            await self._stop(0)
+
+    def _say(self, line: str) -> None:
+        self._lines.append(line)
+        self._logger.info("%s", line)
 
     @property
     def pid(self) -> int:
         """Of the guard, whose child the server is."""
-        return self._process.pid
+        return self._transport.get_pid()
 
     @property
     def exit_status(self) -> int | None:
         """None while it runs; above 128 for a signal."""
-        return self._process.returncode
+        return self._transport.get_returncode()
 
     def log(self) -> tuple[str, ...]:
         """The last lines that it wrote."""
@@ -121,14 +166,9 @@ class ServerProcess:
 
     async def death(self, patience: float = 1.0) -> EngineDied | None:
         """The error of :meth:`died` if it has ended, or ends within so many seconds; None if it goes on."""
-        ended = asyncio.create_task(self._process.wait())
-        try:
-            done, _ = await asyncio.wait([ended], timeout=patience)
-        finally:
-            ended.cancel()
-        if not done:
+        if not await self._ended(patience):
             return None
-        await asyncio.wait([self._reading], timeout=patience)
+        await asyncio.wait([self._watch.silent], timeout=_LAST_WORDS)
         return self.died()
 
     async def ready(self, ask: Callable[[], Awaitable[bool]]) -> None:
@@ -137,15 +177,13 @@ class ServerProcess:
         Raises:
             EngineDied: it ended before.
         """
-        ended = asyncio.create_task(self._process.wait())
-        try:
-            while not await ask():
-                done, _ = await asyncio.wait([ended], timeout=_ASK_EVERY)
-                if done:
-                    await asyncio.wait([self._reading], timeout=1.0)
-                    raise self.died()
-        finally:
-            ended.cancel()
+        while not await ask():
+            if (died := await self.death(_ASK_EVERY)) is not None:
+                raise died
+
+    async def _ended(self, patience: float) -> bool:
+        done, _ = await asyncio.wait([self._watch.ended], timeout=patience)
+        return bool(done)
 
     async def stop(self, patience: float = 10.0) -> None:
         """End it: asked first, killed after ``patience`` seconds, with all that it has started. Idempotent.
@@ -165,16 +203,21 @@ class ServerProcess:
             raise cancelled
 
     async def _stop(self, patience: float) -> None:
-        line = self._process.stdin
-        assert line is not None  # noqa: S101 it was asked for
-        with contextlib.suppress(OSError):
-            line.write(b"t")
-            await line.drain()
-        ended = asyncio.create_task(self._process.wait())
-        await asyncio.wait([ended], timeout=patience)
-        line.close()  # the guard ends all that is left
-        await ended
-        await asyncio.wait([self._reading], timeout=1.0)
-        self._reading.cancel()
-        with contextlib.suppress(OSError):
-            await line.wait_closed()
+        line = self._transport.get_pipe_transport(0)
+        assert isinstance(line, asyncio.WriteTransport)  # noqa: S101 it was asked for
+        line.write(b"t")
+        await self._ended(patience)
+        # Not the end of the lifeline alone: where we have forked, another process holds it too.
+        line.write(b"k")
+        line.close()
+        if not await self._ended(_GUARD_SECONDS):
+            self._kill()
+            await self._ended(_GUARD_SECONDS)
+        await asyncio.wait([self._watch.silent], timeout=_LAST_WORDS)
+        self._transport.close()  # the output too, whoever holds its other end
+
+    def _kill(self) -> None:
+        """End what the guard should have ended, and the guard."""
+        for pid in (*descendants(self.pid), self.pid):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)

@@ -1,7 +1,8 @@
 """The small process between us and a server that we start: whichever of the two ends, nothing stays behind.
 
-Run by its path, as a program: ``python guard.py COMMAND …``. Its standard input is the lifeline: a byte asks the server
-to end (SIGTERM), the end of it ends everything at once. It exits as the server did. Only the standard library.
+Run by its path, as a program: ``python guard.py COMMAND …``. Its standard input is the lifeline: ``t`` asks the server
+to end (SIGTERM); ``k``, or the end of the lifeline, ends everything at once. Both, for a process that we have forked
+holds the lifeline open too. It exits as the server did. Only the standard library.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-__all__ = ["main"]
+__all__ = ["descendants", "main"]
 
 _PR_SET_CHILD_SUBREAPER = 36
 #: Seconds that processes are given to be gone after SIGKILL; a driver may hold one for a while.
@@ -40,11 +41,14 @@ def main(command: list[str]) -> int:
     except OSError as error:
         print(f"{command[0]} cannot be started: {error.strerror}", flush=True)  # noqa: T201 the log of the server
         return 127
+    poll = select.poll()
+    for source in (0, woken):
+        poll.register(source, select.POLLIN)
     status = None
     while status is None:
-        ready, _, _ = select.select([0, woken], [], [])
+        ready = {source for source, _ in poll.poll()}
         if 0 in ready:
-            if not os.read(0, 1):
+            if os.read(0, 1) in {b"", b"k"}:
                 break
             with contextlib.suppress(OSError):
                 os.kill(child.pid, signal.SIGTERM)
@@ -76,7 +80,7 @@ def _end_all(server: int) -> int | None:
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             os.killpg(server, signal.SIGKILL)
-        for pid in _descendants(os.getpid()):
+        for pid in descendants(os.getpid()):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         try:
@@ -89,14 +93,18 @@ def _end_all(server: int) -> int | None:
     return status
 
 
-def _descendants(pid: int) -> list[int]:
-    """Process ids below ``pid`` (Linux; empty elsewhere)."""
+def descendants(pid: int) -> list[int]:
+    """Process ids below ``pid``, as far as they can be read while they come and go (Linux; empty elsewhere)."""
     found: list[int] = []
     waiting = [pid]
     while waiting:
-        for file in Path(f"/proc/{waiting.pop()}/task").glob("*/children"):
+        tasks = Path(f"/proc/{waiting.pop()}/task")
+        threads: list[Path] = []
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            threads = list(tasks.iterdir())
+        for thread in threads:
             with contextlib.suppress(OSError):
-                children = [int(child) for child in file.read_text().split()]
+                children = [int(child) for child in (thread / "children").read_text().split()]
                 found += children
                 waiting += children
     return found

@@ -239,8 +239,7 @@ class TgiBackend(Backend):
         return error if self._process is None else await self._process.death() or error
 
     async def close(self) -> None:
-        if self._closed:
-            return
+        # Each step may be taken again: what a close that was cancelled has not done the next one does.
         self._closed = True
         await self._requests.close()
         await self._client.aclose()

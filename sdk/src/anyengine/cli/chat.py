@@ -168,7 +168,10 @@ def _wait_for_input() -> None:
     os.set_blocking(waker, False)
     previous = signal.set_wakeup_fd(waker)
     try:
-        select.select([sys.stdin, woken], [], [])
+        poll = select.poll()  # select(2) knows no descriptors above 1023
+        for source in (sys.stdin.fileno(), woken):
+            poll.register(source, select.POLLIN)
+        poll.poll()
     finally:
         signal.set_wakeup_fd(previous)
         os.close(woken)

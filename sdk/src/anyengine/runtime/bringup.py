@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import anyio
 import anyio.to_thread
 
+from anyengine._concurrency import despite_cancellation
 from anyengine.backend import Backend, BackendInfo
 from anyengine.errors import AnyEngineError, EngineStartupError, InvalidConfig, PluginError
 from anyengine.plugins import EngineManager
@@ -76,7 +77,7 @@ async def bring_up(
         return model, LocalRuntime(name, config, model, tokenizer, manager, backend)
     except BaseException as error:
         if backend is not None:
-            await _close_half_loaded(backend, error)
+            await despite_cancellation(_close_half_loaded(backend, error))
         if isinstance(error, AnyEngineError):
             error.engine = error.engine or name
         if isinstance(error, AnyEngineError) or not isinstance(error, Exception):
@@ -102,8 +103,7 @@ def _check_checkpoint(description: EngineDescription, config: EngineConfig, mode
 
 async def _close_half_loaded(backend: Backend, error: BaseException) -> None:
     """Release what a load took that came to nothing; ``error`` says why it did, and stays the one that is raised."""
-    with anyio.CancelScope(shield=True):
-        try:
-            await backend.close()
-        except Exception as second:  # noqa: BLE001 noted
-            error.add_note(f"and then close raised {type(second).__name__}: {second}")
+    try:
+        await backend.close()
+    except Exception as second:  # noqa: BLE001 noted
+        error.add_note(f"and then close raised {type(second).__name__}: {second}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from anyengine._concurrency import Once
 from anyengine.errors import (
     EngineClosed,
     InvalidRequest,
@@ -75,8 +76,7 @@ class LocalRuntime(Runtime):
         self._admission = Admission(self._concurrency, config.scheduling.max_queued_requests, name)
         self._ids = count()
         self._closed = False
-        self._released = False
-        self._closing = asyncio.Lock()
+        self._release = Once(lambda: self._guard(self._hooks.close, object))
 
     @property
     def info(self) -> BackendInfo:
@@ -303,10 +303,7 @@ class LocalRuntime(Runtime):
     async def close(self) -> None:
         self._closed = True
         self._admission.close()
-        async with self._closing:  # who comes second waits for the first
-            if not self._released:
-                self._released = True
-                await self._guard(self._hooks.close, object)
+        await self._release()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from anyengine._concurrency import despite_cancellation
+from anyengine._concurrency import Once, despite_cancellation
 from anyengine.errors import AnyEngineError, EngineClosed, EngineStartupError
 from anyengine.outputs import Completion, Embedding, Score
 from anyengine.runtime.base import Prepared, Runtime
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WorkerRuntime", "end_worker", "greeted_worker", "start_worker"]
 
-#: Seconds that a worker is given to end by itself after its engine was closed.
+#: Seconds that a worker is given to end by itself: after its engine was closed, or its load was cancelled.
 _GRACE = 10.0
 #: Fields of a configuration that are honoured here, before the worker starts, and not sent.
 _HERE = {"isolation", "environment", "env"}
@@ -50,16 +50,17 @@ async def start_worker(place: Worker, config: EngineConfig) -> tuple[ModelFiles,
     process, connection = await greeted_worker(
         place, _variables(config), startup_timeout=config.startup_timeout, health_timeout=config.health_timeout
     )
+    # Beside us: a load that does not let go of its worker's event loop does not answer a cancellation either.
+    job = asyncio.ensure_future(connection.call("load", Loaded, **_load(place, config, process.log_level)))
     try:
-        with anyio.move_on_after(max(0.0, config.startup_timeout - (monotonic() - begun))) as limit:
-            _, loaded = await connection.call("load", Loaded, **_load(place, config, process.log_level))
-            process.ready()
-            return loaded.model, WorkerRuntime(place.engine, config, loaded, process, connection)
-        assert limit.cancelled_caught  # noqa: S101 there is no other way here
-        raise _late(place, process, config.startup_timeout)
+        await asyncio.wait([job], timeout=max(0.0, config.startup_timeout - (monotonic() - begun)))
+        if not job.done():
+            raise _late(place, process, config.startup_timeout)
+        _, loaded = job.result()
+        process.ready()
+        return loaded.model, WorkerRuntime(place.engine, config, loaded, process, connection)
     except BaseException as error:
-        with anyio.CancelScope(shield=True):
-            await end_worker(process, connection)
+        await despite_cancellation(end_worker(process, connection, job))
         if isinstance(error, AnyEngineError):
             error.engine = error.engine or place.engine
         raise
@@ -85,7 +86,9 @@ async def greeted_worker(
     )
     try:
         process.requests.setblocking(False)  # noqa: FBT003 the standard library's signature
-        _, connection = await loop.create_unix_connection(lambda: Connection(loop, process.died), sock=process.requests)
+        _, connection = await loop.create_unix_connection(
+            lambda: Connection(loop, process.died, process.exited), sock=process.requests
+        )
         with anyio.move_on_after(startup_timeout) as limit:
             hello = await connection.hello
             process.worker_pid = hello.pid
@@ -95,21 +98,33 @@ async def greeted_worker(
         assert limit.cancelled_caught  # noqa: S101 there is no other way here
         raise _late(place, process, startup_timeout)
     except BaseException as error:
-        with anyio.CancelScope(shield=True):
-            await end_worker(process, connection)
+        await despite_cancellation(end_worker(process, connection))
         if isinstance(error, AnyEngineError):
             error.engine = error.engine or place.engine
         raise
 
 
-async def end_worker(process: WorkerProcess, connection: Connection | None) -> None:
-    """End a worker that serves nobody, and all that belongs to it."""
+async def end_worker(
+    process: WorkerProcess, connection: Connection | None, job: asyncio.Future[Any] | None = None
+) -> None:
+    """End a worker that serves nobody, and all that belongs to it.
+
+    Args:
+        process: the worker's.
+        connection: to it, if there was one yet.
+        job: the call that it is there for. Where that is under way it is cancelled, and has a moment to end by itself.
+    """
     process.closing()
+    if job is not None and not job.done():
+        job.cancel()
+        await asyncio.wait([job], timeout=_GRACE)
     process.kill()
     if connection is not None:
         await connection.close(process.died())
     else:
         process.requests.close()
+    if job is not None:
+        await asyncio.gather(job, return_exceptions=True)  # hung up on, it has ended
     await process.gone(_GRACE)
 
 
@@ -181,8 +196,7 @@ class WorkerRuntime(Runtime):
         self._concurrency = loaded.concurrency
         self._process = process
         self._connection = connection
-        self._closing: asyncio.Lock = asyncio.Lock()
-        self._closed = False
+        self._end = Once(self._ended)
 
     @property
     def info(self) -> BackendInfo:
@@ -272,23 +286,20 @@ class WorkerRuntime(Runtime):
         await self._call("reset_prefix_cache")
 
     async def close(self) -> None:
-        async with self._closing:  # who comes second waits for the first
-            if self._closed:
-                return
-            self._closed = True
-            self._process.closing()
-            if self._connection.error is None:
-                await self._say_goodbye()
-            await self._connection.close(
-                EngineClosed(f"the engine {self._engine} was closed; load a new one", engine=self._engine)
-            )
-            await self._process.gone(_GRACE)
+        await self._end()
 
-    async def _say_goodbye(self) -> None:
-        """Let the engine close itself; one that fails to, or takes too long, is ended with its worker."""
-        goodbye = asyncio.create_task(self._call("close"))
-        await asyncio.wait([goodbye], timeout=_GRACE)
-        if not goodbye.done() or goodbye.exception() is not None:
-            self._process.kill()
-            goodbye.cancel()
-            await asyncio.wait([goodbye])
+    async def _ended(self) -> None:
+        self._process.closing()
+        goodbye: asyncio.Future[Any] | None = None
+        if self._connection.error is None:
+            # The engine closes itself; one that fails to, or takes too long, is ended with its worker.
+            goodbye = asyncio.ensure_future(self._call("close"))
+            await asyncio.wait([goodbye], timeout=_GRACE)
+            if not goodbye.done() or goodbye.exception() is not None:
+                self._process.kill()
+        await self._connection.close(
+            EngineClosed(f"the engine {self._engine} was closed; load a new one", engine=self._engine)
+        )
+        if goodbye is not None:
+            await asyncio.gather(goodbye, return_exceptions=True)  # hung up on, it has ended
+        await self._process.gone(_GRACE)

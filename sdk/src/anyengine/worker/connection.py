@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from itertools import count
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Raw
 
@@ -27,6 +27,7 @@ from anyengine.worker.protocol import (
     encode,
     frame,
 )
+from anyengine.worker.unsendable import UNSENDABLE, path_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
-#: Steps down into a message that an error names.
-_MAX_PATH = 8
+#: Seconds that a worker which has hung up is given to end, so that its end is the error; a busy machine needs some.
+_EXIT_SECONDS = 5.0
 
 
 class Connection(asyncio.Protocol):
@@ -49,12 +50,15 @@ class Connection(asyncio.Protocol):
         progress: called with (done, total) steps of a call that takes long.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, lost: Callable[[], AnyEngineError]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, lost: Callable[[], AnyEngineError], exited: asyncio.Future[None]
+    ) -> None:
         """Wait for the worker's hello.
 
         Args:
             loop: the event loop.
             lost: gives the error to raise when the connection ends unasked.
+            exited: done when the process has ended, and all is known of its end.
         """
         self.hello: asyncio.Future[Hello] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
@@ -62,6 +66,7 @@ class Connection(asyncio.Protocol):
         self.progress: Callable[[int, int], None] | None = None
         self._loop = loop
         self._lost = lost
+        self._exited = exited
         self._ids = count(1)
         self._reader = FrameReader(FrameReader.ANSWERS)
         self._calls: dict[int, asyncio.Future[Result | None]] = {}
@@ -86,10 +91,12 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 the protocol's signature
         self.closed.set_result(None)
-        # The watching thread knows the exit status and the last words; it is given a moment to tell.
-        self._loop.call_later(0.5, self._fail_lost)
+        if self.error is None:
+            # The process is ending, and who watches it is about to tell its exit status and its last words.
+            self._exited.add_done_callback(self._fail_lost)
+            self._loop.call_later(_EXIT_SECONDS, self._fail_lost)
 
-    def _fail_lost(self) -> None:
+    def _fail_lost(self, _exited: object = None) -> None:
         if self.error is None:
             self.fail(self._lost())
 
@@ -247,32 +254,11 @@ def _sendable(message: Call) -> Raw:
     """
     try:
         return Raw(encode(message))
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        path = _where(message.arguments)
+    except UNSENDABLE as error:
+        path = path_to(message.arguments)
         field = ".".join(path[1:] if path[:1] == ["request"] else path) or message.method
         reason = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise InvalidRequest(f"{field}: cannot be sent to the worker: {reason}", field=field) from error
-
-
-def _where(value: object) -> list[str]:
-    """The path to what cannot be encoded, as far down as it goes in reasonable time."""
-    path: list[str] = []
-    while len(path) < _MAX_PATH:
-        parts: Any = ()
-        if isinstance(value, dict):
-            parts = cast("dict[object, object]", value).items()
-        elif isinstance(value, (list, tuple)):
-            parts = enumerate(cast("list[object]", value))
-        for key, part in parts:
-            try:
-                encode(part)
-            except (TypeError, ValueError, OverflowError, RecursionError):
-                path.append(str(key))
-                value = part
-                break
-        else:
-            break
-    return path
 
 
 def _again(error: AnyEngineError) -> AnyEngineError:

@@ -10,6 +10,7 @@ import msgspec
 from anyengine import errors
 from anyengine.errors import AnyEngineError, Failure, Misuse
 from anyengine.outputs import Completion
+from anyengine.worker.unsendable import plain
 
 __all__ = ["RemoteTraceback", "decode_error", "encode_error"]
 
@@ -32,7 +33,8 @@ def encode_error(error: AnyEngineError) -> dict[str, Any]:
         facts["notes"] = list(notes)
     if error.__cause__ is not None:
         facts["traceback"] = "".join(traceback.format_exception(error.__cause__)).strip()
-    return facts
+    # Something like the name of a file that is no UTF-8: an error arrives all the same.
+    return plain(facts)
 
 
 def decode_error(data: dict[str, Any]) -> AnyEngineError:
@@ -47,7 +49,10 @@ def decode_error(data: dict[str, Any]) -> AnyEngineError:
     partial = facts.get("partial")
     if partial is not None:
         # Keys of a map are text in plain data, token ids here.
-        facts["partial"] = msgspec.convert(partial, Completion, strict=False)
+        try:
+            facts["partial"] = msgspec.convert(partial, Completion, strict=False)
+        except msgspec.ValidationError:  # a plugin's own idea of it, which must not cost the error itself
+            facts["partial"] = None
     if "log_tail" in facts:
         facts["log_tail"] = tuple(facts["log_tail"])
     error: AnyEngineError = cls.__new__(cls, message)

@@ -74,27 +74,28 @@ class ControlThread(logging.Handler):
 
     def _run(self) -> None:
         due = monotonic()
-        try:
-            while True:
-                self._wake.wait(max(0.0, due - monotonic()))
-                self._wake.clear()
-                messages: list[object] = []
-                while self._records:
-                    messages.append(self._records.popleft())
-                if self._dropped:
-                    dropped, self._dropped = self._dropped, 0
-                    messages.append(Log(logging.WARNING, "anyengine.worker", f"{dropped} log records were left out"))
-                if self._failure is not None:
-                    messages.append(self._failure)
-                    self._failure = None
-                if monotonic() >= due:
-                    due = monotonic() + INTERVAL
-                    unanswered = 0.0 if self.answered is None else monotonic() - self.answered
-                    messages.append(Heartbeat(unanswered, self._stopped_processes()))
-                if messages:
-                    self._control.sendall(frame(messages))
-        except OSError:  # the application has gone; the supervisor sees to the rest
-            return
+        while True:
+            self._wake.wait(max(0.0, due - monotonic()))
+            self._wake.clear()
+            messages: list[object] = []
+            while self._records:
+                messages.append(self._records.popleft())
+            if self._dropped:
+                dropped, self._dropped = self._dropped, 0
+                messages.append(Log(logging.WARNING, "anyengine.worker", f"{dropped} log records were left out"))
+            if self._failure is not None:
+                messages.append(self._failure)
+                self._failure = None
+            if monotonic() >= due:
+                due = monotonic() + INTERVAL
+                unanswered = 0.0 if self.answered is None else monotonic() - self.answered
+                messages.append(Heartbeat(unanswered, self._stopped_processes()))
+            if messages:
+                data = frame(messages)
+                try:
+                    self._control.sendall(data)
+                except OSError:  # the application has gone; the supervisor sees to the rest
+                    return
 
     def _stopped_processes(self) -> tuple[int, ...]:
         """Processes of the engine that have stood still, stopped by a signal, for several beats."""
@@ -108,7 +109,7 @@ class ControlThread(logging.Handler):
 def _state(pid: int) -> str:
     """The letter of proc(5), or nothing if there is no such process any more."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return ""
     # The command's name stands in brackets and may hold anything.

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from anyengine.worker.protocol import MOST_WAITING, ChunkItem, Chunks, frame
+from anyengine.errors import PluginError
+from anyengine.worker.errors import encode_error
+from anyengine.worker.protocol import MOST_WAITING, ChunkItem, Chunks, Error, frame
+from anyengine.worker.unsendable import UNSENDABLE, path_to
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable, Iterator
 
     from anyengine.outputs import Chunk
 
@@ -21,9 +25,19 @@ class Outbox:
     its tokens only.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, failed: Callable[[int], None]
+    ) -> None:
+        """Begin with nothing.
+
+        Args:
+            loop: the event loop.
+            transport: what is written to.
+            failed: told the id of what could not be sent. Its error is on the way then, and nothing may follow it.
+        """
         self._loop = loop
         self._transport = transport
+        self._failed = failed
         self._messages: list[object] = []
         self._chunks: dict[tuple[int, int], ChunkItem] = {}
         self._scheduled = False
@@ -80,4 +94,33 @@ class Outbox:
         messages = [Chunks(list(self._chunks.values())), *self._messages] if self._chunks else self._messages
         self._chunks = {}
         self._messages = []
-        self._transport.write(frame(messages))
+        try:
+            data = frame(messages)
+        except UNSENDABLE:
+            data = b"".join(self._one_by_one(messages))
+        self._transport.write(data)
+
+    def _one_by_one(self, messages: list[object]) -> Iterator[bytes]:
+        """Each message in a frame of its own, so that what cannot be encoded ends its own request and no other."""
+        parts: list[tuple[int, object]] = []
+        for message in messages:
+            if isinstance(message, Chunks):
+                parts += [(item.id, Chunks([item])) for item in message.items]
+            else:
+                parts.append((getattr(message, "id", 0), message))
+        failed: set[int] = set()
+        for id_, message in parts:
+            if id_ in failed:
+                continue  # its end was told
+            try:
+                yield frame([message])
+            except UNSENDABLE as error:
+                failed.add(id_)
+                yield frame([Error(id_, encode_error(_unsendable(message, error)))])
+                self._failed(id_)
+
+
+def _unsendable(message: object, error: Exception) -> PluginError:
+    what = message.items[0] if isinstance(message, Chunks) else message
+    place = ".".join(path_to(what)) or type(what).__name__
+    return PluginError(f"{place}: the engine's plugin gave what cannot be sent to the application: {error}")

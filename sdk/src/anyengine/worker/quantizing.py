@@ -21,8 +21,6 @@ __all__ = ["make_in_worker"]
 
 #: Seconds within which the worker's process has to start and greet.
 _STARTUP_SECONDS = 120.0
-#: Seconds that a cancelled job is given to end by itself; then its process is killed.
-_GRACE = 10.0
 
 
 async def make_in_worker(
@@ -57,19 +55,10 @@ async def make_in_worker(
         arguments["calibration"] = calibration.to_dict()
     job = asyncio.ensure_future(connection.call("quantize", Made, **arguments))
     try:
-        return (await asyncio.shield(job))[1]
-    except asyncio.CancelledError:
-        job.cancel()
-
-        async def ended() -> None:
-            await asyncio.wait([job], timeout=_GRACE)
-
-        await despite_cancellation(ended())
-        raise
+        await asyncio.wait([job])
+        return job.result()[1]
     except AnyEngineError as error:
         error.engine = error.engine or place.engine
         raise
     finally:
-        await despite_cancellation(end_worker(process, connection))
-        if not job.done():  # its process is gone, and so the call has ended
-            await despite_cancellation(asyncio.wait([job]))
+        await despite_cancellation(end_worker(process, connection, job))

@@ -30,6 +30,7 @@ from anyengine.worker.protocol import (
 from anyengine.worker.session import METHODS, Session, unmapped
 
 if TYPE_CHECKING:
+    from anyengine.runtime.base import ChunkStream
     from anyengine.worker.heartbeat import ControlThread
 
 __all__ = ["Server"]
@@ -67,7 +68,7 @@ class Server(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 what asyncio gives to a stream protocol
         self._transport = transport
-        self._outbox = Outbox(self._loop, transport)
+        self._outbox = Outbox(self._loop, transport, self._failed)
 
     def greet(self, hello: Hello) -> None:
         """Send the first message."""
@@ -158,7 +159,7 @@ class Server(asyncio.Protocol):
             return
         self._progressed = monotonic()
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there
-            self._loop.call_soon_threadsafe(self._outbox.send, Progress(id_, done, total))
+            self._loop.call_soon_threadsafe(self._outbox.send, Progress(id_, int(done), int(total)))
 
     # -- streams ----------------------------------------------------------------------------------
 
@@ -186,21 +187,38 @@ class Server(asyncio.Protocol):
 
     async def _leave(self, id_: int) -> None:
         """End a stream that is not read any more."""
-        pump = self._pumps.get(id_)
-        if pump is not None:
-            pump.cancel()
-            await asyncio.wait([pump])
-            self._pumps.pop(id_, None)
+        await self._end_pump(id_)
         stream = self._session.streams.pop(id_, None)
         if stream is None:  # it ended meanwhile, and has said so
             return
+        self._outbox.drop(id_)
         answer: Cancelled | Error = Cancelled(id_)
         try:
             await stream.aclose()
         except AnyEngineError as error:
             answer = Error(id_, encode_error(error))
-        self._outbox.drop(id_)
         self._outbox.send(answer)
+
+    async def _end_pump(self, id_: int) -> None:
+        pump = self._pumps.get(id_)
+        if pump is not None:
+            pump.cancel()
+            await asyncio.wait([pump])
+            self._pumps.pop(id_, None)
+
+    def _failed(self, id_: int) -> None:
+        """End a stream whose chunks cannot be sent; its reader was told."""
+        stream = self._session.streams.pop(id_, None)  # at once: a `cancel` comes too late now
+        if stream is not None:
+            pump = self._pumps.get(id_)
+            if pump is not None:
+                pump.cancel()  # at once: nothing may be sent after the error
+            self._keep(self._release(id_, stream))
+
+    async def _release(self, id_: int, stream: ChunkStream) -> None:
+        await self._end_pump(id_)
+        with contextlib.suppress(AnyEngineError):
+            await stream.aclose()
 
     # -- signs of life ----------------------------------------------------------------------------
 

@@ -86,13 +86,16 @@ def _noted(signum: int, frame: object) -> None:
 
 def _gone(line: socket.socket, woken: int) -> bool:
     """Wait for something to happen; whether it is that the application has gone, or that all is to end."""
-    ready, _, _ = select.select([line, woken], [], [])
+    poll = select.poll()  # not select(2): in an application with many open files the lifeline has a high number
+    for source in (line.fileno(), woken):
+        poll.register(source, select.POLLIN)
+    ready = {source for source, _ in poll.poll()}
     signals = b""
     if woken in ready:
         signals = os.read(woken, 4096)
     ended = bool({signal.SIGTERM, signal.SIGINT, signal.SIGHUP} & set(signals))
     # The application never writes: what can be read is the end.
-    return ended or line in ready
+    return ended or line.fileno() in ready
 
 
 def _end_all(worker: int) -> None:
@@ -115,14 +118,17 @@ def _end_all(worker: int) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """Process ids below ``pid``, children first (Linux; empty elsewhere)."""
+    """Process ids below ``pid``, as far as they can be read while they come and go (Linux; empty elsewhere)."""
     found: list[int] = []
     waiting = [pid]
     while waiting:
-        parent = waiting.pop()
-        for file in Path(f"/proc/{parent}/task").glob("*/children"):
+        tasks = Path(f"/proc/{waiting.pop()}/task")
+        threads: list[Path] = []
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            threads = list(tasks.iterdir())
+        for thread in threads:
             with contextlib.suppress(OSError):
-                children = [int(child) for child in file.read_text().split()]
+                children = [int(child) for child in (thread / "children").read_text().split()]
                 found += children
                 waiting += children
     return found

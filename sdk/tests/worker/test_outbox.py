@@ -1,0 +1,96 @@
+"""What cannot be encoded ends its own request, and no other message is lost."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from anyengine import PluginError
+from anyengine.outputs import Chunk, TokenLogprobs
+from anyengine.worker.outbox import Outbox
+from anyengine.worker.protocol import Cancelled, Chunks, End, Error, FrameReader
+
+LOGPROBS = [TokenLogprobs(7, np.float32(-0.5), {})]
+
+
+class Sent:
+    """A transport that keeps what is written, and how often."""
+
+    def __init__(self):
+        self.writes = []
+
+    def write(self, data):
+        self.writes.append(data)
+
+    def messages(self):
+        return list(FrameReader(FrameReader.ANSWERS).feed(b"".join(self.writes)))
+
+
+@pytest.fixture
+async def box():
+    """An outbox, what it has written, and what it has said to have failed."""
+    sent, failed = Sent(), []
+    return Outbox(asyncio.get_running_loop(), sent, failed.append), sent, failed
+
+
+def summary(message):
+    if isinstance(message, Chunks):
+        return "chunks", [(item.id, item.index, item.text) for item in message.items]
+    return type(message).__name__.lower(), message.id
+
+
+@pytest.mark.parametrize(
+    ("bad", "place"),
+    [
+        (Chunk("b", list(np.array([7])), None, 1), "token_ids.0"),
+        (Chunk("b", [7], LOGPROBS, 1), "logprobs.0.logprob"),
+        (Chunk("\udcff", [7], None, 1), "text"),
+    ],
+)
+async def test_one_bad_chunk_ends_its_stream_and_no_other(box, bad, place):
+    outbox, sent, failed = box
+    outbox.put(1, Chunk("a", [1]))
+    outbox.put(2, Chunk("good", [1]))  # of the same stream as the bad one
+    outbox.put(2, bad)
+    outbox.put(3, Chunk("c", [3]))
+    for end in (End(2), End(3), Cancelled(4)):
+        outbox.send(end)
+    await asyncio.sleep(0)
+    messages = sent.messages()
+    assert list(map(summary, messages)) == [
+        ("chunks", [(1, 0, "a")]),
+        ("chunks", [(2, 0, "good")]),
+        ("error", 2),
+        ("chunks", [(3, 0, "c")]),
+        ("end", 3),
+        ("cancelled", 4),
+    ]
+    error = messages[2].error
+    assert error["type"] == "PluginError"
+    assert error["message"].startswith(f"{place}: ")
+    assert failed == [2]
+
+
+async def test_what_can_be_encoded_goes_in_one_frame(box):
+    outbox, sent, failed = box
+    outbox.put(1, Chunk("a", [1]))
+    outbox.send(End(1))
+    outbox.send(Error(2, {}))
+    await asyncio.sleep(0)
+    assert len(sent.writes) == 1
+    assert [summary(message)[0] for message in sent.messages()] == ["chunks", "end", "error"]
+    assert failed == []
+
+
+async def test_an_engine_that_gives_numbers_of_numpy_harms_the_request_only(worker):
+    async with worker("foreign") as engine:
+        good = asyncio.create_task(engine.generate("hi", max_tokens=4))
+        refused = r"token_ids\.0: .* a int64 cannot be sent"
+        with pytest.raises(PluginError, match=refused):  # noqa: PT012 what happens inside is the subject
+            async with engine.stream("hi", max_tokens=4000) as stream:
+                async for _ in stream:
+                    pass
+        with pytest.raises(PluginError):
+            await engine.generate("hi", max_tokens=5)
+        assert (await good).token_ids == [71, 68, 75, 75]
+        while (await engine.stats()).running:  # noqa: ASYNC110 another process
+            await asyncio.sleep(0.01)
