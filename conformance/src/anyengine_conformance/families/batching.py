@@ -39,6 +39,8 @@ SHORT_OF_CACHE = variant(
 _LENGTH = 16
 _TOLERANCE = "near-ties of the data type, as in parity"
 _GREEDY = ("sampling.temperature",)
+#: Of a measurement, and where it is not clear.
+_ROUNDS, _MOST_ROUNDS = 3, 8
 _ADVICE = (
     "every sequence needs its own positions, block table, sampling state and slot in the batch, also after another one "
     "has left and its slot is taken again"
@@ -135,18 +137,22 @@ async def short_overtakes_long(t: Context) -> None:
     must="Eight requests at once take less than 80% of the time that the same eight take one after another.",
     advice="compute one step for all running sequences, not one sequence after the other",
     needs=("request.ignore_eos",),
-    tolerance="shortest of 3 rounds each; a batching engine needs a half or less, 80% leaves room for a busy machine",
+    tolerance="shortest of 3 rounds each, of 8 where those leave doubt; a batching engine needs a half or less, 80% leaves "
+    "room for a busy machine",
     deadline=120,
     tier="extension",
 )
 async def throughput_grows(t: Context) -> None:
     best = {1: math.inf, 8: math.inf}
-    for _ in range(3):
+    for number in range(_MOST_ROUNDS):
         for size in (1, 8):
             started = time.perf_counter()
             for first in range(0, 8, size):
                 await _together(t, kinds.DISTINCT[first : first + size], max_tokens=32, ignore_eos=True)
             best[size] = min(best[size], time.perf_counter() - started)
+        # On a busy machine three rounds of the same length can differ by a third.
+        if number >= _ROUNDS - 1 and not 0.6 < best[8] / best[1] < 1:
+            break
     t.expect(
         best[8] < 0.8 * best[1],
         expected="less than 80% of the time of one after another",
