@@ -137,8 +137,8 @@ async def short_overtakes_long(t: Context) -> None:
     must="Eight requests at once take less than 80% of the time that the same eight take one after another.",
     advice="compute one step for all running sequences, not one sequence after the other",
     needs=("request.ignore_eos",),
-    tolerance="shortest of 3 rounds each, of 8 where those leave doubt; a batching engine needs a half or less, 80% leaves "
-    "room for a busy machine",
+    tolerance="shortest of 3 rounds each, of 8 where those leave doubt; a batching engine needs a half or less, 80% "
+    "leaves room for a busy machine",
     deadline=120,
     tier="extension",
 )
