@@ -161,8 +161,17 @@ async def _close(t: Context) -> _Closing:
     """One load for all that is about closing: it costs a minute on a large engine."""
     seen = _Closing()
 
+    reading = asyncio.Event()
+
     async def read(stream: Any) -> object:
-        return [chunk async for chunk in stream][-1].finish
+        chunks: list[Any] = []
+        try:
+            async for chunk in stream:
+                chunks.append(chunk)
+                reading.set()
+        finally:
+            reading.set()
+        return chunks[-1].finish
 
     async with t.load() as engine:
         options: dict[str, Any] = {"ignore_eos": True} if "ignore_eos" in engine.capabilities.request else {}
@@ -171,7 +180,8 @@ async def _close(t: Context) -> _Closing:
             room = engine.info.max_model_len - 100
             calls = [_outcome(read(stream)), _outcome(engine.generate(PROMPTS[1], max_tokens=room, **options))]
             async with begun(calls) as (reader, waiter):
-                await asyncio.sleep(0.05)
+                await reading.wait()
+                await asyncio.sleep(0.05)  # and the other one has been handed over
                 await engine.close()
                 seen.stream, seen.waiting = await reader, await waiter
         t.asked("engine.close() again")
