@@ -78,6 +78,7 @@ def test_prompts_have_log_probabilities_where_the_server_was_started_for_them(ou
             "logprobs.prompt-is-the-models",
             "logprobs.prompt-has-alternatives",
             "logprobs.prompt-cached-or-not",
+            "logprobs.prompt-in-streams",
             "logprobs.score-is-aligned",
             "logprobs.score-is-the-models",
         ],
