@@ -1,14 +1,12 @@
 """Whatever dies or hangs: a typed error in time, everywhere, and nothing left behind."""
 
 import asyncio
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 
-import anyio
 import pytest
 from anyengine import EngineDied, EngineStartupError, EngineUnresponsive
 from anyengine.place import Worker
@@ -139,29 +137,11 @@ async def test_an_engine_that_does_not_close_is_ended(worker, processes, gone, m
     assert gone(pids) == []
 
 
-async def test_a_load_that_takes_too_long_is_ended_with_its_last_words(worker, descriptors, monkeypatch, caplog):
-    limits: list[anyio.CancelScope] = []
-    loop = asyncio.get_running_loop()
-
-    def remembered(seconds):
-        limits.append(anyio.CancelScope(deadline=anyio.current_time() + seconds))
-        return limits[-1]
-
-    def is_over():
-        limits[-1].deadline = anyio.current_time()
-
-    def once_it_loads(record):
-        if "loading the weights" in record.getMessage():
-            loop.call_soon_threadsafe(is_over)
-        return True
-
-    # Starting an interpreter takes as long as it likes: the time is up once the load is under way.
-    monkeypatch.setattr(anyio, "move_on_after", remembered)
-    caplog.set_level(logging.INFO, logger="anyengine.worker")
-    monkeypatch.setattr(caplog.handler, "filter", once_it_loads)
+async def test_a_load_that_takes_too_long_is_ended_with_its_last_words(worker, descriptors):
     before = descriptors()
     with pytest.raises(EngineStartupError, match=r"startup_timeout.*loading the weights") as caught:
-        async with worker("never", startup_timeout=100.0):
+        # Room for starting an interpreter on a busy machine: the load itself never ends.
+        async with worker("never", startup_timeout=20.0):
             pass
     assert caught.value.engine == "never"
     assert descriptors() == before
