@@ -78,3 +78,8 @@ def test_releases():
     )
     assert installed_version("no-such-package", "pytest") == pytest.__version__
     assert installed_version("no-such-package") is None
+
+
+def test_a_summary_is_told_and_not_searched():
+    error = load_failure(RuntimeError("no"), "Toy", ["no"], CAUSES, summary="out of memory, perhaps")
+    assert (type(error), error.message) == (EngineStartupError, "Toy did not come up: out of memory, perhaps")

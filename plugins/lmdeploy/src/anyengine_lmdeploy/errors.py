@@ -162,4 +162,5 @@ def load_error(error: BaseException, log: Sequence[str]) -> AnyEngineError | Non
     if not isinstance(error, (Exception, SystemExit)):
         return None
     own = "its checks failed" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
-    return load_failure(error, "LMDeploy", [f"{own}; {log[-1]}" if log else own, *log], _CAUSES)
+    last = f"{own}; {log[-1]}" if log else None
+    return load_failure(error, "LMDeploy", [own, *log], _CAUSES, summary=last)

@@ -165,7 +165,7 @@ def load_error(error: BaseException, log: Sequence[str]) -> AnyEngineError | Non
     if not isinstance(error, Exception):
         return None
     own = f"{type(error).__name__}: {error}"
-    return load_failure(error, "vLLM", [_root(log) or own, own, *log], _CAUSES)
+    return load_failure(error, "vLLM", [own, *log], _CAUSES, summary=_root(log))
 
 
 def _root(log: Sequence[str]) -> str | None:

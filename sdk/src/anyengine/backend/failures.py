@@ -63,14 +63,17 @@ class LoadCause:
     field: str | None = None
 
 
-def load_failure(error: BaseException, engine: str, said: Sequence[str], causes: Sequence[LoadCause]) -> AnyEngineError:
+def load_failure(
+    error: BaseException, engine: str, said: Sequence[str], causes: Sequence[LoadCause], *, summary: str | None = None
+) -> AnyEngineError:
     """Ours for a load that failed.
 
     Args:
         error: what was raised; one of ours is returned as it is.
         engine: as it is called in messages.
-        said: what the engine told of it, the shortest account first, which stands in the error where no cause is known.
+        said: what the engine told of it, a piece a line, which is searched for causes.
         causes: the first that is found counts.
+        summary: what stands in the error where no cause is known; the first piece if left out.
     """
     if isinstance(error, AnyEngineError):
         return error
@@ -82,4 +85,4 @@ def load_failure(error: BaseException, engine: str, said: Sequence[str], causes:
         if found is not None:
             place = f"{cause.field}: " if cause.field else ""
             return cause.error(f"{place}{found.group().strip()}; {cause.advice}", field=cause.field)
-    return EngineStartupError(f"{engine} did not come up: {said[0]}")
+    return EngineStartupError(f"{engine} did not come up: {summary or said[0]}")
