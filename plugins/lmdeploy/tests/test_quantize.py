@@ -54,7 +54,7 @@ def toolchain(facts, scripted, monkeypatch):
         made = scripted.Toolchain(facts, **widths)
         for module in (quantize, quantizing):
             monkeypatch.setattr(module, "import_module", made.modules().__getitem__)
-        monkeypatch.setattr(quantizing, "version", lambda _name: "5.17")
+        monkeypatch.setattr(quantizing, "installed_version", lambda _name: "5.17")
         return made
 
     return make

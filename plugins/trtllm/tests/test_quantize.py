@@ -34,7 +34,7 @@ def toolchain(read, scripted_modelopt, monkeypatch):
         made = scripted_modelopt.Toolchain(read, **options)
         for module in (quantize, quantizing):
             monkeypatch.setattr(module, "import_module", made.modules.__getitem__)
-        monkeypatch.setattr(quantizing, "version", lambda _name: "4.57.1")
+        monkeypatch.setattr(quantizing, "installed_version", lambda _name: "4.57.1")
         return made
 
     return make
@@ -66,7 +66,7 @@ def test_schemes_are_declared_where_the_toolchain_is_in_the_release_that_is_pinn
     assert (declared().quantize, declared().calibrated) == (frozenset(), frozenset())
     monkeypatch.setattr(quantize, "find_spec", lambda _name: object())
     for found, expected in (("0.37.0", quantize.SCHEMES), ("0.37.2", quantize.SCHEMES), ("0.47.0", frozenset())):
-        monkeypatch.setattr(quantize, "version", lambda _name, found=found: found)
+        monkeypatch.setattr(quantize, "installed_version", lambda _name, found=found: found)
         assert declared().quantize == declared().calibrated == expected
     (step,) = variants()["modelopt"].steps
     assert "nvidia-modelopt==0.37.0" in step.requirements

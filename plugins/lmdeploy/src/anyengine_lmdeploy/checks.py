@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from anyengine.backend.dtypes import own_dtype
 from anyengine.errors import InvalidConfig, UnsupportedParameter
 from anyengine.quantization import read_stored, why_not
 
@@ -70,11 +71,11 @@ def check_config(config: EngineConfig, model: ModelFiles, backend: BackendName, 
     _check_cache(config, backend, torch)
     if model.tokenizer_path != model.path:
         raise unsupported("tokenizer", "LMDeploy reads the tokenizer in the model's own folder and takes no other")
-    if config.dtype == "auto" and _own_dtype(model) not in {"bfloat16", "float16"}:
+    own = own_dtype(text_config(model.config))
+    if config.dtype == "auto" and own not in {"bfloat16", "float16"}:
         raise unsupported(
             "dtype",
-            f"the checkpoint is {_own_dtype(model) or 'of no stated dtype'}, which LMDeploy would turn into float16; "
-            "choose one",
+            f"the checkpoint is {own or 'of no stated dtype'}, which LMDeploy would turn into float16; choose one",
             {"bfloat16", "float16"},
         )
     wanted = config.parallel.tensor
@@ -125,12 +126,6 @@ def _check_cache(config: EngineConfig, backend: BackendName, torch: Any) -> None
     size = kv_cache.block_size
     if size is not None and (size < 16 or size & (size - 1)):  # noqa: PLR2004 LMDeploy's own bound
         raise unsupported("kv_cache.block_size", f"a power of 2 of at least 16, not {size}")
-
-
-def _own_dtype(model: ModelFiles) -> str | None:
-    config = text_config(model.config)
-    own = config.get("torch_dtype") or config.get("dtype")
-    return own if isinstance(own, str) else None
 
 
 def _check_quantization(config: EngineConfig, model: ModelFiles, torch: Any) -> None:

@@ -6,11 +6,10 @@ Everywhere else they are ``Any``; what leaves :mod:`anyengine_transformers.model
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-__all__ = ["installed_version", "missing", "torch", "transformers"]
+__all__ = ["missing", "torch", "transformers"]
 
 
 def torch() -> Any:
@@ -26,11 +25,3 @@ def transformers() -> Any:
 def missing() -> list[str]:
     """Which of the two are not installed. Imports neither."""
     return [name for name in ("torch", "transformers") if find_spec(name) is None]
-
-
-def installed_version(distribution: str) -> str | None:
-    """Version of an installed distribution; None if there is none."""
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, cast
 
 from anyengine.backend import EngineDescription, EnginePlugin, EnvironmentVariant, PipStep
+from anyengine.backend.releases import installed_version
 from anyengine.capabilities import Capabilities, Conflict
 from anyengine.errors import InvalidConfig, UnsupportedParameter
 from anyengine.request import SamplingParams
@@ -79,7 +80,7 @@ class TransformersPlugin(EnginePlugin):
         return EngineDescription(
             name=NAME,
             plugin_version=version("anyengine-transformers"),
-            engine_version=libraries.installed_version("transformers"),
+            engine_version=installed_version("transformers"),
             unavailable=(
                 f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed here"
                 if missing

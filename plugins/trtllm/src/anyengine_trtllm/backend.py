@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyengine.backend import Backend, BackendInfo, TokenDelta, TokenRequest
+from anyengine.backend.dtypes import own_dtype
 from anyengine.backend.logits import row_logprobs
 from anyengine.errors import EngineClosed, EngineDied, InvalidConfig, PluginError, UnsupportedCapability
 from anyengine.outputs import Score
@@ -86,13 +87,13 @@ class TrtllmBackend(Backend):
         vocab_size = model.config.get("vocab_size")
         if not isinstance(vocab_size, int):
             raise InvalidConfig("model: its config.json does not say how large the vocabulary is", field="model")
-        own = model.config.get("torch_dtype") or model.config.get("dtype")
+        own = own_dtype(model.config)
         return BackendInfo(
             capabilities=narrowed(config, options, model, vocab_size=vocab_size, prefix_caching=self._prefix_caching),
             max_model_len=length,
             vocab_size=vocab_size,
             max_num_seqs=config.scheduling.max_num_seqs,
-            dtype=own if config.dtype == "auto" and isinstance(own, str) else config.dtype,
+            dtype=own if config.dtype == "auto" and own is not None else config.dtype,
             device="cuda",
             loras=self._adapters.names,
         )

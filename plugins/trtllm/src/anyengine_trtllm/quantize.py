@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import copy
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from anyengine.backend import QuantizeReport
 from anyengine.backend.quantizing import Cancelled, group_size, load_model, save_checkpoint, tool_versions, unfit
-from anyengine.backend.releases import release
+from anyengine.backend.releases import installed_version, release
 from anyengine.errors import OutOfMemory, UnsupportedParameter
 
 if TYPE_CHECKING:
@@ -44,10 +43,8 @@ _TOOLS = ("nvidia-modelopt", "tensorrt-llm", "torch", "transformers")
 
 def installed() -> bool:
     """Whether the toolchain is in this interpreter; imports nothing of it."""
-    try:
-        return find_spec("modelopt") is not None and release(version("nvidia-modelopt"))[:2] == _RELEASE
-    except PackageNotFoundError:
-        return False
+    found = installed_version("nvidia-modelopt")
+    return found is not None and find_spec("modelopt") is not None and release(found)[:2] == _RELEASE
 
 
 def quantize(job: QuantizeJob) -> QuantizeReport:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import shutil
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from anyengine.backend.releases import installed_version
 from anyengine.errors import UnsupportedParameter
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ def load_model(job: QuantizeJob, *, engine: str) -> Any:
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(job.model.path, dtype="auto", local_files_only=True)
     except (ValueError, KeyError) as error:
-        raise unfit(job, f"transformers {version('transformers')} cannot load it: {error}", engine=engine) from error
+        raise unfit(
+            job, f"transformers {installed_version('transformers')} cannot load it: {error}", engine=engine
+        ) from error
     return model.eval()
 
 
@@ -89,10 +91,5 @@ def save_checkpoint(save: Callable[[], object], source: Path, output: Path) -> N
 
 def tool_versions(names: Iterable[str]) -> dict[str, str]:
     """Versions of those distributions that are installed."""
-    found: dict[str, str] = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {name: installed_version(name) for name in names}
+    return {name: version for name, version in found.items() if version is not None}
