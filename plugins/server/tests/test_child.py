@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 from anyengine.errors import EngineDied
-from anyengine_server import ServerProcess, guard
+from anyengine.worker.supervisor import descendants
+from anyengine_server import ServerProcess
 
 #: Prints its child's process id, and waits; the child has left its group.
 PARENT = """
@@ -115,12 +116,13 @@ async def test_a_child_is_found_whose_parent_dies_in_the_moment_of_the_search(mo
     guard = tmp_path / "guard.py"
     guard.write_text("""
 import sys
+from anyengine.worker import supervisor
 from anyengine_server import guard
-search, searches = guard.descendants, []
+search, searches = supervisor.descendants, []
 def late(pid):
     searches.append(pid)
     return search(pid)[: 1 if len(searches) == 1 else None]  # the server, whose child was ours a moment too late
-guard.descendants = late
+supervisor.descendants = late
 raise SystemExit(guard.main(sys.argv[1:]))
 """)
     monkeypatch.setattr("anyengine_server.child._GUARD", guard)
@@ -177,26 +179,6 @@ async def test_a_guard_that_does_not_do_its_work_is_ended_with_all_that_is_below
     os.kill(process.pid, signal.SIGSTOP)
     await stopped(process, every)
     assert process.exit_status == -signal.SIGKILL
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_process_that_vanishes_in_the_moment_of_the_search_is_no_error(monkeypatch):
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"]) as child:
-
-        def between(read):
-            def reading(path=".", *arguments):
-                if str(path) == f"/proc/{child.pid}/task":
-                    child.kill()
-                    child.wait()
-                return read(path, *arguments)
-
-            return reading
-
-        for name in ("listdir", "scandir"):
-            monkeypatch.setattr(os, name, between(getattr(os, name)))
-        found = guard.descendants(os.getpid())
-        assert child.returncode is not None  # it did vanish then
-        assert child.pid in found
 
 
 async def test_an_end_is_told_with_its_status_and_last_words():
@@ -296,7 +278,7 @@ async def test_starting_may_be_cancelled_and_leaves_nothing(monkeypatch):
     monkeypatch.setattr(BaseSubprocessTransport, "_connect_pipes", late)
     starting = asyncio.ensure_future(start("--stubborn"))
     await reached.wait()
-    while not (below := guard.descendants(pids[0])):  # noqa: ASYNC110 another process
+    while not (below := descendants(pids[0])):  # noqa: ASYNC110 another process
         await asyncio.sleep(0.01)
     for _ in range(3):
         starting.cancel()

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 from anyengine.errors import EngineDied, EngineStartupError
-
-from anyengine_server.guard import descendants
+from anyengine.worker.supervisor import descendants
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence

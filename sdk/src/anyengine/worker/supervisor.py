@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-__all__ = ["die_with_parent", "supervise"]
+__all__ = ["adopt_orphans", "descendants", "die_with_parent", "end_all", "readable", "supervise"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -40,6 +40,11 @@ def die_with_parent(parent: int, signum: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:  # it ended before this was called
         os.kill(os.getpid(), signum)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what processes below this one leave behind, so that it is found (Linux)."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def supervise(lifeline: int, parent: int, command: list[str], keep: tuple[int, ...]) -> int:
@@ -61,7 +66,7 @@ def supervise(lifeline: int, parent: int, command: list[str], keep: tuple[int, .
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, _noted)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     die_with_parent(parent, signal.SIGTERM)
     line = socket.socket(fileno=lifeline)
@@ -72,11 +77,11 @@ def supervise(lifeline: int, parent: int, command: list[str], keep: tuple[int, .
     while status is None and not _gone(line, woken):
         status = worker.poll()
     if status is None:
-        _end_all(worker.pid)
+        end_all(worker.pid)
         return worker.wait()
     with contextlib.suppress(OSError):
         line.sendall(b"%d\n" % status)
-    _end_all(worker.pid)
+    end_all(worker.pid)
     return status
 
 
@@ -86,10 +91,7 @@ def _noted(signum: int, frame: object) -> None:
 
 def _gone(line: socket.socket, woken: int) -> bool:
     """Wait for something to happen; whether it is that the application has gone, or that all is to end."""
-    poll = select.poll()  # not select(2): in an application with many open files the lifeline has a high number
-    for source in (line.fileno(), woken):
-        poll.register(source, select.POLLIN)
-    ready = {source for source, _ in poll.poll()}
+    ready = readable(line.fileno(), woken)
     signals = b""
     if woken in ready:
         signals = os.read(woken, 4096)
@@ -98,22 +100,45 @@ def _gone(line: socket.socket, woken: int) -> bool:
     return ended or line.fileno() in ready
 
 
-def _end_all(worker: int) -> None:
-    """Kill the worker's group and every descendant, also those that left the group, and reap them."""
+def readable(*descriptors: int) -> set[int]:
+    """Wait until there is something to read, or an end, and say where.
+
+    Not by select(2): in an application with many open files descriptors have numbers that it does not know.
+    """
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return {descriptor for descriptor, _ in poll.poll()}
+
+
+def end_all(group: int) -> int | None:
+    """Kill a child's group and every descendant, also those that left the group, and reap them.
+
+    It ends when there is nothing left to reap. A look at what runs is not enough: what a process leaves that dies in
+    that moment is not below it any more, and was not yet below us when that was read.
+
+    Args:
+        group: process id of the child, which leads its group.
+
+    Returns:
+        The child's exit status, minus the signal's number if one ended it; None if it was not reaped here.
+    """
     deadline = time.monotonic() + _PATIENCE
+    status: int | None = None
     while True:
         with contextlib.suppress(OSError):
-            os.killpg(worker, signal.SIGKILL)
+            os.killpg(group, signal.SIGKILL)
         for pid in descendants(os.getpid()):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+            while (reaped := os.waitpid(-1, os.WNOHANG))[0]:
+                if reaped[0] == group:
+                    status = os.waitstatus_to_exitcode(reaped[1])
         except ChildProcessError:
-            return
+            return status
         if time.monotonic() > deadline:
-            return
+            return status
         time.sleep(0.01)
 
 
