@@ -229,8 +229,9 @@ class LostWithTheSecond(BrokenBackend):
         async for delta in self.inner.stream(request):
             outputs += 1
             if outputs > 1 and delta.finish is not None:
-                delta = replace(delta, finish=replace(delta.finish, prompt_logprobs=None))  # noqa: PLW2901
-            yield delta
+                yield replace(delta, finish=replace(delta.finish, prompt_logprobs=None))
+            else:
+                yield delta
 
 
 @fault("logprobs.prompt-cached-or-not", "what was found in the prefix cache has no entries")
