@@ -56,6 +56,12 @@ def test_an_error_becomes_json(cls):
     assert (facts["type"], facts["message"], facts["engine"]) == (cls.__name__, "what happened", "e")
 
 
+def test_no_attribute_takes_the_place_of_the_type_or_the_message():
+    error = errors.PluginError("what happened", engine="e")
+    error.__dict__["type"] = "another"
+    assert error.as_dict() == {"type": "PluginError", "message": "what happened", "engine": "e"}
+
+
 def test_json_of_a_timeout_holds_the_partial_completion():
     assert _make(errors.RequestTimeout).as_dict()["partial"]["token_ids"] == [1]
 

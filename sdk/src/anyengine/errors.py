@@ -82,11 +82,12 @@ class AnyEngineError(Exception):
         return _rebuild, (type(self), self.message, self.__dict__)
 
     def as_dict(self) -> dict[str, Any]:
-        """The error as JSON-able data: ``type``, ``message`` and every attribute that has a value."""
+        """The error as JSON-able data: ``type`` (the class), ``message`` and every attribute that has a value."""
         import msgspec  # noqa: PLC0415 errors are caught by programs that never make one
 
-        facts = {name: value for name, value in vars(self).items() if value is not None and name != "message"}
-        return {"type": type(self).__name__, "message": self.message, **msgspec.to_builtins(facts, enc_hook=_builtin)}
+        kind = {"type": type(self).__name__, "message": self.message}
+        facts = {name: value for name, value in vars(self).items() if value is not None and name not in kind}
+        return {**kind, **msgspec.to_builtins(facts, enc_hook=_builtin)}
 
 
 def _builtin(value: object) -> int | float | str:

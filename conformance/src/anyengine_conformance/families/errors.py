@@ -61,8 +61,13 @@ async def messages_name_the_field(t: Context) -> None:
 async def are_json_data(t: Context) -> None:
     for error in (await _misuse(t), await _late(t)):
         data = error.as_dict()
-        t.equal(data.get("type"), type(error).__name__, "type")
-        t.equal(json.loads(json.dumps(data)).get("message"), error.message, "message after a way through JSON")
+        try:
+            read = json.loads(json.dumps(data))
+        except (TypeError, ValueError) as refusal:
+            raise t.fail(expected="JSON data", seen=f"{data}: {refusal}") from refusal
+        t.equal(read.get("type"), type(error).__name__, "type after a way through JSON")
+        t.equal(read.get("message"), error.message, "message after a way through JSON")
+        t.equal(read.get("field"), error.field, "field after a way through JSON")
 
 
 @check("errors.timeout-is-kept", must="A request past its `timeout` raises RequestTimeout.", advice=_SDK)

@@ -49,10 +49,25 @@ class GeneralMessage(ChangedErrors):
         return error
 
 
-@fault("errors.are-json-data", "a fact of an error is no data")
+class _Spread(InvalidRequest):
+    """An error that makes its data itself, of what it has."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"type": type(self).__name__, "message": self.message, **vars(self), "cause": self.__cause__}
+
+
+@fault("errors.are-json-data", "an error of the plugin's own has an exception in its data")
 class NoData(ChangedErrors):
     def error(self, error: AnyEngineError) -> Exception:
-        error.__dict__["cause"] = error.__traceback__
+        own = type(error) is InvalidRequest
+        return _Spread(error.message, engine=error.engine, field=error.field) if own else error
+
+
+@fault("errors.are-json-data", "the field is in the message of an error's data only")
+class FieldInWordsOnly(ChangedErrors):
+    def error(self, error: AnyEngineError) -> Exception:
+        told = {"type": type(error).__name__, "message": error.message}
+        error.__dict__["as_dict"] = lambda: told
         return error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from anyengine import EngineClosed
 from msgspec.structs import replace
 
 from anyengine_conformance.broken import BrokenBackend, BrokenEngine, BrokenStream, fault
@@ -197,5 +198,7 @@ class TornCharacters(BrokenEngine):
         async for chunk in chunks:
             reason = None if chunk.finish is None else chunk.finish.reason
             ids = chunk.token_ids[:-1] if reason == "stop" else chunk.token_ids
-            # What a closed engine's last chunk has, nobody decodes any more.
-            yield chunk if reason == "abort" else replace(chunk, text=await self.inner.detokenize(ids))
+            try:
+                yield replace(chunk, text=await self.inner.detokenize(ids))
+            except EngineClosed:  # what was on its way when the engine was closed nobody decodes any more
+                yield chunk
