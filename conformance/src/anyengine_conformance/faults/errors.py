@@ -49,26 +49,29 @@ class GeneralMessage(ChangedErrors):
         return error
 
 
-class _Spread(InvalidRequest):
-    """An error that makes its data itself, of what it has."""
+class OwnData(ChangedErrors):
+    """Changes what ``as_dict`` gives of errors."""
 
-    def as_dict(self) -> dict[str, Any]:
-        return {"type": type(self).__name__, "message": self.message, **vars(self), "cause": self.__cause__}
+    def data(self, error: AnyEngineError) -> dict[str, Any]:
+        """What it gives of one."""
+        return error.as_dict()
 
-
-@fault("errors.are-json-data", "an error of the plugin's own has an exception in its data")
-class NoData(ChangedErrors):
     def error(self, error: AnyEngineError) -> Exception:
-        own = type(error) is InvalidRequest
-        return _Spread(error.message, engine=error.engine, field=error.field) if own else error
+        told = self.data(error)
+        error.__dict__["as_dict"] = lambda: told
+        return error
+
+
+@fault("errors.are-json-data", "an exception is among the facts of an error's data")
+class NoData(OwnData):
+    def data(self, error: AnyEngineError) -> dict[str, Any]:
+        return {**error.as_dict(), "cause": error}
 
 
 @fault("errors.are-json-data", "the field is in the message of an error's data only")
-class FieldInWordsOnly(ChangedErrors):
-    def error(self, error: AnyEngineError) -> Exception:
-        told = {"type": type(error).__name__, "message": error.message}
-        error.__dict__["as_dict"] = lambda: told
-        return error
+class FieldInWordsOnly(OwnData):
+    def data(self, error: AnyEngineError) -> dict[str, Any]:
+        return {"type": type(error).__name__, "message": error.message}
 
 
 @fault("errors.timeout-is-kept", "a timeout is an asyncio one")

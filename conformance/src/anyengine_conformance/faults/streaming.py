@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from anyengine import EngineClosed
+from anyengine.backend import TokenDelta
 from msgspec.structs import replace
 
 from anyengine_conformance.broken import BrokenBackend, BrokenEngine, BrokenStream, fault
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from anyengine import Chunk
-    from anyengine.backend import TokenDelta, TokenRequest
+    from anyengine.backend import TokenRequest
 
 
 @fault("streaming.terminal-is-last", "an empty chunk follows the one with `finish`")
@@ -72,9 +73,15 @@ class CumulativeDeltas(BrokenBackend):
     async def stream(self, request: TokenRequest) -> AsyncGenerator[TokenDelta]:
         total: list[int] = []
         async for delta in self.inner.stream(request):
-            total += delta.token_ids
-            # Of long ones that an engine is closed under, nobody knows how far they came.
-            yield replace(delta, token_ids=list(total)) if request.max_tokens < 500 else delta  # noqa: PLR2004
+            if request.max_tokens >= 500:  # noqa: PLR2004 an engine is closed under them, nobody knows how far they came
+                yield delta
+                continue
+            # Token by token: an engine that runs ahead of its reader would have all in its first delta.
+            for token in delta.token_ids[:-1]:
+                total.append(token)
+                yield TokenDelta(token_ids=list(total))
+            total += delta.token_ids[-1:]
+            yield replace(delta, token_ids=list(total))
 
 
 @fault("streaming.arrives-while-it-is-made", "everything comes at the end, in one chunk")
