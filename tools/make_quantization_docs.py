@@ -99,6 +99,8 @@ def cell(column: str, method: str, form: str | None, scheme: str) -> str:
         limits.append("groups of " + ", ".join(str(size) for size in one.group_sizes if size))
     if one.minimum_capability is not None:
         limits.append("from " + ".".join(map(str, one.minimum_capability)))
+    if one.instructions:
+        limits.append("with " + ", ".join(one.instructions))
     word = "**measured**" if seen else "by contract" if engine in NEVER_RUN else "declared"
     return word + (f" ({'; '.join(limits)})" if limits else "")
 
@@ -115,8 +117,9 @@ def matrix() -> str:
         for scheme, method, form in kinds
     ]
     note = (
-        "\n\nNumbers after *from* are compute capabilities. *By contract*: as the sources and the documentation of\n"
-        "TensorRT-LLM 1.2 and TGI 3.3.7 have it; neither was ever run with a quantised checkpoint here."
+        "\n\nNumbers after *from* are compute capabilities, names after *with* instruction sets of the processor.\n"
+        "*By contract*: as the sources and the documentation of TensorRT-LLM 1.2 and TGI 3.3.7 have it; neither was\n"
+        "ever run with a quantised checkpoint here."
     )
     return table(["scheme", "stored as", *COLUMNS], rows) + note
 

@@ -280,6 +280,28 @@ def test_a_gpu_that_is_too_old_is_found_by_its_driver(tmp_path, monkeypatch):
     assert "this one has 7.0" in reason
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "lacking"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx2\n", "this one lacks avx512bw, avx512f"),
+        ("flags\t\t: fpu avx2 avx512f\n", "this one lacks avx512bw"),
+        ("flags\t\t: avx512f avx512bw avx2\nflags\t\t: fpu\n", None),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", None),  # of another kind: not known
+        (None, None),
+    ],
+)
+def test_a_processor_that_lacks_instructions_is_found(cpuinfo, lacking, tmp_path, monkeypatch):
+    monkeypatch.setattr("anyengine.quantization.support._PROCESSOR", tmp_path / "cpuinfo")
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
+    four = QuantizedFormat(
+        method=CT, format="pack-quantized", scheme="int4-w4a16", asymmetric=True, instructions=("avx512f", "avx512bw")
+    )
+    reason = why_not(CheckpointSupport(formats=(four,)), None, {"quantization_config": KNOWN["w4a16"][0]})
+    said = None if lacking is None else f"int4-w4a16 needs a processor with avx512f, avx512bw; {lacking}"
+    assert reason == said if said is None else reason.endswith(said)
+
+
 @pytest.mark.parametrize("said", ["exit 9", "echo 'No devices were found'", "true"])
 def test_a_gpu_that_does_not_say_is_not_known(said, tmp_path, monkeypatch):
     driver(tmp_path, monkeypatch, said)

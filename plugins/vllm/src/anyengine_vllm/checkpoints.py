@@ -2,7 +2,9 @@
 
 On GPUs after ``get_min_capability`` and the kernels in ``vllm/model_executor`` of 0.25.1 and 0.32; on a CPU after
 ``kernels/linear/mixed_precision/cpu.py`` and ``scaled_mm/cpu.py`` of 0.32, which have 4-bit weights and 8-bit weights
-with 8-bit activations, no kernel for 8-bit weights alone, and nothing for reordered inputs (``g_idx``).
+with 8-bit activations, no kernel for 8-bit weights alone, and nothing for reordered inputs (``g_idx``). For x86
+processors without AVX-512 its library has no 4-bit kernel (``cpu_gemm_wna16``), and the engine's core dies of the first
+step: ``import_kernels`` in ``platforms/cpu.py``, on the condition of torch's ``_is_avx512_supported``.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ _COMPRESSED = "compressed-tensors"
 _GROUPS = (0, 32, 64, 128)
 _TURING, _ADA = (7, 5), (8, 9)
 _CACHES = ("fp8",)
+_AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
 
 
 def checkpoints() -> CheckpointSupport:
@@ -28,7 +31,13 @@ def checkpoints() -> CheckpointSupport:
 def on_cpu() -> tuple[QuantizedFormat, ...]:
     """By the kernels for CPUs."""
     return (
-        QuantizedFormat(method=_COMPRESSED, format="pack-quantized", scheme="int4-w4a16", group_sizes=_GROUPS),
+        QuantizedFormat(
+            method=_COMPRESSED,
+            format="pack-quantized",
+            scheme="int4-w4a16",
+            group_sizes=_GROUPS,
+            instructions=_AVX512,
+        ),
         QuantizedFormat(method=_COMPRESSED, format="int-quantized", scheme="int8-w8a8", group_sizes=(0,)),
     )
 

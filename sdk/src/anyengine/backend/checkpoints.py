@@ -29,6 +29,8 @@ class QuantizedFormat(Struct, frozen=True, kw_only=True):
         reordered: whether the inputs of a group may be others than neighbours (``desc_act``).
         kv_cache: element types that the checkpoint may ask for its cache.
         minimum_capability: of the GPU, major and minor; None where the kernel runs on any, or on CPUs.
+        instructions: sets that an x86 processor must have, by their names in Linux's ``/proc/cpuinfo`` (``avx512f``);
+            empty where the kernel runs on any, or on GPUs.
     """
 
     method: str
@@ -39,6 +41,7 @@ class QuantizedFormat(Struct, frozen=True, kw_only=True):
     reordered: bool = False
     kv_cache: tuple[str, ...] = ()
     minimum_capability: tuple[int, int] | None = None
+    instructions: tuple[str, ...] = ()
 
 
 class CheckpointSupport(Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyengine.errors import UnsupportedParameter
@@ -11,12 +12,13 @@ from anyengine.quantization.stored import read_stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from anyengine.backend import CheckpointSupport, QuantizedFormat
     from anyengine.quantization.stored import StoredQuantization
 
-__all__ = ["check_support", "gpu_capability", "why_not"]
+__all__ = ["check_support", "gpu_capability", "processor_instructions", "why_not"]
+
+_PROCESSOR = Path("/proc/cpuinfo")
 
 
 def check_support(engine: str, support: CheckpointSupport | None, folder: Path, config: Mapping[str, Any]) -> None:
@@ -105,16 +107,34 @@ def _detail(
         return f"the engine has {one.scheme} without reordered inputs (desc_act) only"
     if stored.kv_cache is not None and stored.kv_cache not in one.kv_cache:
         return f"the engine does not take the element type of the cache from a checkpoint ({stored.kv_cache})"
-    if one.minimum_capability is not None:
-        here = gpu_capability() if ask else capability
-        if here is not None and here < one.minimum_capability:
-            wanted, has = (".".join(map(str, version)) for version in (one.minimum_capability, here))
-            return f"{one.scheme} needs a GPU of compute capability {wanted}; this one has {has}"
+    return _hardware(one, gpu_capability() if ask and one.minimum_capability is not None else capability)
+
+
+def _hardware(one: QuantizedFormat, capability: tuple[int, int] | None) -> str | None:
+    """What the machine lacks; what is not known of it speaks for nothing."""
+    if one.minimum_capability is not None and capability is not None and capability < one.minimum_capability:
+        wanted, has = (".".join(map(str, version)) for version in (one.minimum_capability, capability))
+        return f"{one.scheme} needs a GPU of compute capability {wanted}; this one has {has}"
+    here = processor_instructions() if one.instructions else None
+    missing = set(one.instructions) - here if here is not None else set[str]()
+    if missing:
+        wanted = ", ".join(one.instructions)
+        return f"{one.scheme} needs a processor with {wanted}; this one lacks {_listed(missing)}"
     return None
 
 
 def _listed(names: set[str]) -> str:
     return ", ".join(sorted(names)) or "no quantised checkpoints"
+
+
+def processor_instructions() -> set[str] | None:
+    """Instruction sets of the x86 processor, as Linux names them; None where that is not known, or it is another."""
+    try:
+        lines = _PROCESSOR.read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), None)
+    return None if flags is None else set(flags.split())
 
 
 def gpu_capability() -> tuple[int, int] | None:
