@@ -279,25 +279,19 @@ class SimulatedTgi:
             self.seen.append(valid.parameters | {"inputs": valid.inputs})
             generated: list[int] = []
             index = 0
-            while True:
-                reason = None
-                async for event, reason in self.piece_of(valid, generated):
-                    index += 1
-                    event["index"] = index
-                    if reason is None or (reason == "length" and len(generated) < valid.max_new_tokens):
-                        yield event
-                    else:
-                        self.finished(started, len(generated))
-                        event["generated_text"] = self.tokenizer.decode(generated)
-                        event["details"] = {
-                            "finish_reason": reason,
-                            "generated_tokens": len(generated),
-                            "seed": valid.seed,
-                            "input_length": len(valid.ids),
-                        }
-                        yield event
-                if reason != "length" or len(generated) >= valid.max_new_tokens:
-                    return
+            async for event, reason in self.tokens(valid, generated):
+                index += 1
+                event["index"] = index
+                if reason is not None:
+                    self.finished(started, len(generated))
+                    event["generated_text"] = self.tokenizer.decode(generated)
+                    event["details"] = {
+                        "finish_reason": reason,
+                        "generated_tokens": len(generated),
+                        "seed": valid.seed,
+                        "input_length": len(valid.ids),
+                    }
+                yield event
         finally:
             self.active -= 1
 
@@ -311,11 +305,31 @@ class SimulatedTgi:
         self.metrics["tgi_request_generated_tokens"].observe(tokens)
         self.metrics["tgi_request_skipped_tokens"].observe(0)
 
-    async def piece_of(self, valid: Valid, generated: list[int]) -> AsyncIterator[tuple[dict[str, Any], str | None]]:
-        """One piece: the whole request, or the next part of one that the router starts anew from its text."""
-        text = valid.inputs + self.tokenizer.decode(generated)
-        ids = valid.ids if not generated else self.tokenizer.encode(text, add_special_tokens=True).ids
-        most = min(valid.max_new_tokens, self.piece, self.limits.max_total_tokens - len(ids))
+    async def tokens(self, valid: Valid, generated: list[int]) -> AsyncIterator[tuple[dict[str, Any], str | None]]:
+        """Events with why the request ends there; one that asks for more than a piece is worked off in pieces.
+
+        Each is the whole request again behind the text so far (``infer/mod.rs``, ``generate_stream``): the last goes
+        on to its own end, and one that does not fit the limits is not begun.
+        """
+        text, ids = valid.inputs, valid.ids
+        while True:
+            before, ended = len(generated), None
+            async for event, reason in self.piece_of(valid, ids, generated):
+                ended = reason
+                if reason == "length" and len(generated) < valid.max_new_tokens:
+                    text += self.tokenizer.decode(generated[before:])
+                    ids = self.tokenizer.encode(text, add_special_tokens=True).ids
+                    fits = len(ids) + min(valid.max_new_tokens, self.piece) <= self.limits.max_total_tokens
+                    ended = None if fits and len(ids) <= self.limits.max_input_tokens else "length"
+                yield event, ended
+            if ended is not None:
+                return
+
+    async def piece_of(
+        self, valid: Valid, ids: list[int], generated: list[int]
+    ) -> AsyncIterator[tuple[dict[str, Any], str | None]]:
+        """One piece: the whole request, or as much as the router lets go at once."""
+        most = min(valid.max_new_tokens, self.piece)
         request = self.request(valid, ids, most)
         done = 0
         try:

@@ -258,24 +258,53 @@ async def _numbered(events: Any):
         number += 1
 
 
-async def test_long_requests_are_continued_or_refused(attached: Any, expected: Engine, monkeypatch: Any):
-    # TGI starts a request anew after 1,024 tokens; the simulation after 8.
+async def test_long_requests_are_put_together_or_refused(attached: Any, expected: Engine, monkeypatch: Any):
+    # TGI works requests off in pieces of 1,024 tokens; the simulation, and the plugin here, of 8.
     monkeypatch.setattr(generation_module, "PIECE", 8)
-    async with attached(piece=8) as (engine, _, _):
+    async with attached(piece=8) as (engine, tgi, _):
         ours = await engine.generate(PROMPT, sampling=GREEDY, max_tokens=30)
         assert ours.token_ids == (await expected.generate(PROMPT, sampling=GREEDY, max_tokens=30)).token_ids
-        with pytest.raises(UnsupportedParameter, match="starts the constraint again") as caught:
+        assert [each["max_new_tokens"] for each in tgi.seen] == [8, 8, 8, 6]
+        with pytest.raises(UnsupportedParameter, match="a constraint would start again") as caught:
             await engine.generate(PROMPT, structured={"regex": "[a-z ]{200}"}, max_tokens=60)
         assert caught.value.field == "max_tokens"
+    async with attached(piece=8, max_input_tokens=20) as (engine, _, _):
+        with pytest.raises(UnsupportedParameter, match="prompts of at most 20 tokens"):
+            await engine.generate(PROMPT, sampling=GREEDY, max_tokens=30)
     refused = 0
     async with attached(piece=8) as (engine, _, _):
         for seed in range(30):
             try:
                 await engine.generate(PROMPT, sampling=SamplingParams(seed=seed, temperature=1.5), max_tokens=30)
             except UnsupportedParameter as error:
-                assert "other tokens" in str(error)  # noqa: PT017 whether it is raised depends on the sample
+                assert "no text gives its tokens again" in str(error)  # noqa: PT017 it depends on the sample
                 refused += 1
     assert refused  # hot samples do not come back from their own text
+
+
+async def test_long_requests_fill_the_context(attached: Any, expected: Engine, monkeypatch: Any):
+    # TGI itself ends one where another whole piece does not fit, here after 24 tokens of 30.
+    monkeypatch.setattr(generation_module, "PIECE", 8)
+    async with attached(piece=8, max_total_tokens=34, max_input_tokens=33) as (engine, _, _):
+        ours = await engine.generate(PROMPT, sampling=GREEDY)
+        assert (ours.usage.prompt_tokens, len(ours.token_ids), ours.finish_reason) == (4, 30, "length")
+        assert ours.token_ids == (await expected.generate(PROMPT, sampling=GREEDY, max_tokens=30)).token_ids
+
+
+async def test_the_pieces_of_a_long_request_have_random_numbers_of_their_own(attached: Any, monkeypatch: Any):
+    monkeypatch.setattr(generation_module, "PIECE", 8)
+    async with attached(piece=8) as (engine, tgi, _):
+        calm = {"temperature": 0.3, "top_k": 2}
+        for _ in range(2):
+            await engine.generate(PROMPT, sampling=SamplingParams(seed=5, **calm), max_tokens=20)
+        seeds = [each["seed"] for each in tgi.seen]
+        assert seeds[0] == 5
+        assert all(2**63 < seed < 2**64 for seed in seeds[1:3])
+        assert len(set(seeds[:3])) == 3
+        assert seeds[3:] == seeds[:3]
+        tgi.seen.clear()
+        await engine.generate(PROMPT, sampling=SamplingParams(**calm), max_tokens=20)
+        assert all("seed" not in each for each in tgi.seen)
 
 
 async def test_a_token_is_asked_for(attached: Any, serve: Any, storyteller: Path):

@@ -78,7 +78,7 @@ class TgiBackend(Backend):
     ) -> None:
         self._client = client
         self._prompts = prompts
-        self._generation = generation.Generation(client, prompts)
+        self._generation = generation.Generation(client, prompts, max_input_tokens=info.max_input_tokens)
         self._process = process
         self._server = info
         self._speculative = config.speculative is not None

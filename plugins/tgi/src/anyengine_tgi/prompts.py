@@ -123,20 +123,25 @@ class Prompts:
         )
 
     @staticmethod
-    def check_length(request: TokenRequest, length: int) -> None:
-        """Hold the number of tokens that the server computed against the prompt's.
+    def check_length(due: int, length: int) -> None:
+        """Hold the number of tokens that the server counted against the prompt's.
 
         Raises:
             MalformedAnswer: they differ.
         """
-        due = len(request.prompt_token_ids)
         if length != due:
             raise MalformedAnswer(f"TGI computed a prompt of {length} tokens where {due} were due")
 
-    def continues(self, text: str, token_ids: list[int], generated: list[int]) -> bool:
-        """Whether the text of prompt and completion so far, encoded again, gives the same tokens.
+    def continuation(self, text: str, token_ids: list[int], new: int) -> str:
+        """The text that gives the tokens of a prompt and of what was generated behind it.
 
-        After each 1,024 tokens TGI starts a long request anew with that text.
+        Args:
+            text: gives all of the tokens but the new ones.
+            token_ids: all of them.
+            new: how many were generated.
+
+        Raises:
+            UnsupportedParameter: there is none.
         """
-        so_far = self._tokenizer.decode(generated, skip_special_tokens=True)
-        return self._encode(text + so_far) == [*token_ids, *generated]
+        # A decoder may treat what comes first otherwise (the space before it): then all are decoded together.
+        return self.text_of(token_ids, text + self._tokenizer.decode(token_ids[-new:], skip_special_tokens=False))

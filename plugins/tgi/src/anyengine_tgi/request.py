@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from anyengine.errors import InvalidRequest, UnsupportedParameter
@@ -25,15 +26,20 @@ _NO_AUTOMATON = re.compile(r"\\(?:\\|[^1-9bBAZ])|\\([1-9bBAZ])|\[(?:\\.|[^\]\\])
 _SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
 
 
-def parameters(request: TokenRequest) -> dict[str, Any]:
+def parameters(request: TokenRequest, *, max_new_tokens: int | None = None, piece: int = 0) -> dict[str, Any]:
     """``parameters`` of ``/generate`` and ``/generate_stream``.
+
+    Args:
+        request: checked already.
+        max_new_tokens: of this piece of it; by default all that it asks for.
+        piece: its number.
 
     Neutral values are left out: TGI refuses a temperature of 0, a ``top_p`` of 1, a ``top_k`` of 0. What makes it
     sample is ``do_sample``; a temperature of 1 alone does not.
     """
     sampling = request.sampling
     values: dict[str, Any] = {
-        "max_new_tokens": request.max_tokens,
+        "max_new_tokens": request.max_tokens if max_new_tokens is None else max_new_tokens,
         "details": True,
         "do_sample": not sampling.greedy,
     }
@@ -45,7 +51,7 @@ def parameters(request: TokenRequest) -> dict[str, Any]:
         if sampling.top_k > 0:
             values["top_k"] = sampling.top_k
         if sampling.seed is not None:
-            values["seed"] = sampling.seed or _FOR_SEED_0
+            values["seed"] = _seed(sampling.seed, piece)
     if sampling.repetition_penalty != 1:
         values["repetition_penalty"] = sampling.repetition_penalty
     if request.logprobs:
@@ -55,6 +61,14 @@ def parameters(request: TokenRequest) -> dict[str, Any]:
     if request.lora is not None:
         values["adapter_id"] = request.lora
     return values
+
+
+def _seed(seed: int, piece: int) -> int:
+    """Of a piece: random numbers that no other piece has, nor another seed of a caller's (those are below 2**63)."""
+    if piece == 0:
+        return seed or _FOR_SEED_0
+    digest = blake2b(b"%d %d" % (seed, piece), digest_size=8).digest()
+    return _FOR_SEED_0 + 1 + int.from_bytes(digest, "big") % (2**63 - 1)
 
 
 def grammar(wanted: Structured) -> dict[str, Any]:
