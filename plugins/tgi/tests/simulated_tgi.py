@@ -538,7 +538,7 @@ async def launch(arguments: argparse.Namespace) -> int:
             model=arguments.model_id,
             max_model_len=min(total, int(model.config["max_position_embeddings"])) if total else None,
             kv_cache={
-                "capacity_tokens": capacity,
+                # Of --max-batch-total-tokens a flash model hears nothing (``backends/v3/src/lib.rs``, connect_backend).
                 "prefix_caching": os.environ.get("PREFIX_CACHING") not in {"0", "false"},
             },
             scheduling={

@@ -389,6 +389,14 @@ async def test_a_launched_server_serves_and_leaves_nothing(launcher: Path, story
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]  # noqa: ASYNC240 procfs
 
 
+async def test_a_size_of_the_cache_is_refused_since_tgi_takes_what_fits(launcher: Path, storyteller: Path):
+    loading = Engine.load(plugin, str(storyteller), isolation="none", kv_cache={"capacity_tokens": 4096})
+    with pytest.raises(UnsupportedParameter) as caught:
+        async with loading:
+            pass
+    assert caught.value.field == "kv_cache.capacity_tokens"
+
+
 async def test_a_launcher_that_fails_says_why(launcher: Path, storyteller: Path):
     loading = Engine.load(plugin, str(storyteller), isolation="none", parallel={"tensor": 2})
     with pytest.raises(EngineStartupError, match="NotEnoughCUDADevices"):

@@ -73,7 +73,6 @@ def launcher_arguments(config: EngineConfig, model: ModelFiles, surroundings: Ma
         "quantize": config.quantization,
         "kv_cache_dtype": _kv_dtype(config),
         "cuda_memory_fraction": config.kv_cache.gpu_memory_fraction,
-        "max_batch_total_tokens": _capacity(config),
         "max_batch_prefill_tokens": config.scheduling.max_num_batched_tokens,
         "cuda_graphs": {"auto": None, "eager": (0,), "graph": _GRAPHS}[config.execution],
         "speculate": _speculate(config),
@@ -117,21 +116,6 @@ def _kv_dtype(config: EngineConfig) -> str | None:
     if wanted not in _KV_DTYPES:
         raise _unsupported("kv_cache.dtype", f"TGI has no {wanted!r}", ("auto", *_KV_DTYPES))
     return wanted
-
-
-def _capacity(config: EngineConfig) -> int | None:
-    capacity, context = config.kv_cache.capacity_tokens, config.max_model_len
-    if capacity is not None and config.kv_cache.gpu_memory_fraction is not None:
-        raise InvalidConfig(
-            "kv_cache.capacity_tokens: it is instead of gpu_memory_fraction; give one of the two",
-            field="kv_cache.capacity_tokens",
-        )
-    if capacity is not None and context is not None and capacity < context:
-        raise InvalidConfig(
-            f"kv_cache.capacity_tokens: {capacity} tokens do not hold one context of {context} (max_model_len)",
-            field="kv_cache.capacity_tokens",
-        )
-    return capacity
 
 
 def _speculate(config: EngineConfig) -> int | None:

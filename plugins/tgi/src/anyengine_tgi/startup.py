@@ -134,7 +134,7 @@ def _startup_error(error: EngineDied) -> AnyEngineError:
     if "out of memory" in text.lower() or "Not enough memory" in text:
         return OutOfMemory(
             f"memory did not suffice: {error.message}; give more (kv_cache.gpu_memory_fraction), or ask for less "
-            "(kv_cache.capacity_tokens, max_model_len, scheduling.max_num_batched_tokens)"
+            "(max_model_len, scheduling.max_num_batched_tokens)"
         )
     last = [line for line in error.log_tail if "ERROR" in line or "Error" in line]
     words = f": {last[-1].strip()}" if last else ""
