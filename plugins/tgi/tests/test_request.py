@@ -192,6 +192,12 @@ def test_arguments_are_written_as_the_launcher_reads_them(simulated_tgi: Any, tm
     assert (read.num_shard, read.dtype, read.model_id, read.json_output) == (2, "bfloat16", str(tmp_path), True)
 
 
+def test_a_variable_beside_an_argument_that_is_written_changes_nothing(tmp_path: Path):
+    config = EngineConfig(trust_remote_code=True, execution="graph", native={"enable_prefill_logprobs": True})
+    surroundings = {"TRUST_REMOTE_CODE": "true", "CUDA_GRAPHS": "1", "ENABLE_PREFILL_LOGPROBS": "0", "DTYPE": "float16"}
+    assert launcher_arguments(config, files(tmp_path), surroundings).values["trust_remote_code"] is True
+
+
 def test_adapters_are_a_list_of_names_and_folders(tmp_path: Path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
@@ -231,6 +237,14 @@ def test_adapters_are_a_list_of_names_and_folders(tmp_path: Path):
         ({}, {}, {"QUANTIZE": "awq"}, InvalidConfig, "quantization"),
         ({}, {}, {"MAX_BATCH_SIZE": "4"}, InvalidConfig, "scheduling.max_num_seqs"),
         ({}, {}, {"PREFIX_CACHING": "0"}, InvalidConfig, "kv_cache.prefix_caching"),
+        # A flag that is off is not written, so that its variable counts.
+        ({}, {}, {"TRUST_REMOTE_CODE": "true"}, InvalidConfig, "trust_remote_code"),
+        ({"native": {"json_output": False}}, {}, {"JSON_OUTPUT": "true"}, InvalidConfig, "native.json_output"),
+        ({}, {}, {"DISABLE_GRAMMAR_SUPPORT": "true"}, InvalidConfig, "native.disable_grammar_support"),
+        ({}, {}, {"ENABLE_PREFILL_LOGPROBS": "1"}, InvalidConfig, "native.enable_prefill_logprobs"),
+        ({}, {}, {"NGROK": "true"}, InvalidConfig, "native.ngrok"),
+        # The shards see it where the launcher was told to capture none.
+        ({"execution": "eager"}, {}, {"CUDA_GRAPHS": "1,2"}, InvalidConfig, "execution"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_or_would_be_decided_elsewhere_is_refused(

@@ -10,7 +10,8 @@ from anyengine.backend.dtypes import own_dtype
 from anyengine.errors import InvalidConfig, UnsupportedParameter
 
 from anyengine_tgi.capabilities import MAX_LOGPROBS
-from anyengine_tgi.launcher import OWNED, native_flags
+from anyengine_tgi.launcher import native_flags
+from anyengine_tgi.variables import check_surroundings, variables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,8 +84,8 @@ def launcher_arguments(config: EngineConfig, model: ModelFiles, surroundings: Ma
         # To score a text TGI must generate a token behind it.
         room = 1 if native.get("enable_prefill_logprobs") else 0
         values |= {"max_total_tokens": config.max_model_len + room, "max_input_tokens": config.max_model_len - 1 + room}
-    _check_surroundings(surroundings, values)
-    return Arguments(values | native, _environment(config))
+    check_surroundings(surroundings, values | native)
+    return Arguments(values | native, variables(config))
 
 
 def _unsupported(name: str, message: str, supported: tuple[str, ...] = ()) -> UnsupportedParameter:
@@ -140,30 +141,3 @@ def _adapters(config: EngineConfig, model: ModelFiles) -> str | None:
         check_adapter_rank(name, folder, config.lora.max_rank)
     check_adapters_in_one_batch("TGI", config.lora)
     return ",".join(f"{name}={folder}" for name, folder in model.loras.items()) or None
-
-
-def _environment(config: EngineConfig) -> dict[str, str]:
-    """What TGI has variables for, and no arguments."""
-    variables: dict[str, str] = {}
-    if config.scheduling.chunked_prefill is not None:
-        variables["PREFILL_CHUNKING"] = "1" if config.scheduling.chunked_prefill else "0"
-    if config.kv_cache.prefix_caching is not None:
-        variables["PREFIX_CACHING"] = "true" if config.kv_cache.prefix_caching else "0"
-    return variables
-
-
-def _check_surroundings(surroundings: Mapping[str, str], values: Mapping[str, Any]) -> None:
-    """An argument that is not given is taken from a variable of its name: not where a field of ours decides it."""
-    for name, field in OWNED.items():
-        variable = name.upper()
-        if field and name not in values and variable in surroundings:
-            raise InvalidConfig(
-                f"{field}: the variable {variable}={surroundings[variable]} would decide it; unset it, use the field",
-                field=field,
-            )
-    for variable, field in (
-        ("PREFILL_CHUNKING", "scheduling.chunked_prefill"),
-        ("PREFIX_CACHING", "kv_cache.prefix_caching"),
-    ):
-        if variable in surroundings:
-            raise InvalidConfig(f"{field}: the variable {variable} is set; unset it, and use the field", field=field)
