@@ -198,25 +198,6 @@ def test_a_variable_beside_an_argument_that_is_written_changes_nothing(tmp_path:
     assert launcher_arguments(config, files(tmp_path), surroundings).values["trust_remote_code"] is True
 
 
-def test_adapters_are_a_list_of_names_and_folders(tmp_path: Path):
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text('{"r": 8}')
-    config = EngineConfig(lora={"adapters": {"a": str(adapter)}, "max_rank": 8})
-    model = files(tmp_path, loras={"a": adapter})
-    assert launcher_arguments(config, model, {}).values["lora_adapters"] == f"a={adapter}"
-    with pytest.raises(UnsupportedParameter, match="rank is 8"):
-        launcher_arguments(EngineConfig(lora={"adapters": {"a": "x"}, "max_rank": 4}), model, {})
-    three = files(tmp_path, loras=dict.fromkeys("abc", adapter))
-    bounds = {"adapters": dict.fromkeys("abc", "x"), "max_loras": 2}
-    with pytest.raises(UnsupportedParameter) as caught:
-        launcher_arguments(EngineConfig(lora=bounds), three, {})
-    assert caught.value.field == "lora.max_loras"
-    launcher_arguments(EngineConfig(lora=bounds | {"max_loras": 3}), three, {})
-    with pytest.raises(UnsupportedParameter, match="characters"):
-        launcher_arguments(config, files(tmp_path, loras={"a=b": adapter}), {})
-
-
 @pytest.mark.parametrize(
     ("config", "changes", "surroundings", "kind", "field"),
     [

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from anyengine.backend.adapters import check_adapter_rank, check_adapters_in_one_batch
 from anyengine.backend.dtypes import own_dtype
 from anyengine.errors import InvalidConfig, UnsupportedParameter
 
+from anyengine_tgi.adapters import lora_adapters
 from anyengine_tgi.capabilities import MAX_LOGPROBS
 from anyengine_tgi.launcher import native_flags
 from anyengine_tgi.variables import check_surroundings, variables
@@ -56,8 +56,6 @@ def launcher_arguments(config: EngineConfig, model: ModelFiles, surroundings: Ma
     native = native_flags(config.native)
     if model.tokenizer_path != model.path:
         raise _unsupported("tokenizer", "TGI takes the tokenizer of the model's own folder")
-    if config.execution == "graph" and config.quantization in {"bitsandbytes", "exl2"}:
-        raise _unsupported("execution", f"TGI captures no graphs with {config.quantization}")
     values: dict[str, Any] = {
         "model_id": str(model.path),
         # Else TGI takes every device that it sees.
@@ -75,9 +73,9 @@ def launcher_arguments(config: EngineConfig, model: ModelFiles, surroundings: Ma
         "kv_cache_dtype": _kv_dtype(config),
         "cuda_memory_fraction": config.kv_cache.gpu_memory_fraction,
         "max_batch_prefill_tokens": config.scheduling.max_num_batched_tokens,
-        "cuda_graphs": {"auto": None, "eager": (0,), "graph": _GRAPHS}[config.execution],
+        "cuda_graphs": _graphs(config),
         "speculate": _speculate(config),
-        "lora_adapters": _adapters(config, model),
+        "lora_adapters": lora_adapters(config, model),
     }
     values |= {name: value for name, value in optional.items() if value is not None}
     if config.max_model_len is not None:
@@ -119,6 +117,20 @@ def _kv_dtype(config: EngineConfig) -> str | None:
     return wanted
 
 
+def _graphs(config: EngineConfig) -> tuple[int, ...] | None:
+    if config.execution == "eager":
+        return (0,)
+    if config.lora is not None:
+        # The graphs are captured without adapters, and replayed so: TGI means to switch them off, and does not
+        # (cli.py sets a variable of its own).
+        if config.execution == "graph":
+            raise _unsupported("execution", "TGI's graphs compute without the adapters of lora; leave it at auto")
+        return (0,)
+    if config.execution == "graph" and config.quantization in {"bitsandbytes", "exl2"}:
+        raise _unsupported("execution", f"TGI captures no graphs with {config.quantization}")
+    return _GRAPHS if config.execution == "graph" else None
+
+
 def _speculate(config: EngineConfig) -> int | None:
     wanted = config.speculative
     if wanted is None:
@@ -127,17 +139,3 @@ def _speculate(config: EngineConfig) -> int | None:
         if name in set(wanted.changed()):
             raise _unsupported(f"speculative.{name}", "TGI looks up the last token alone, always")
     return wanted.num_speculative_tokens
-
-
-def _adapters(config: EngineConfig, model: ModelFiles) -> str | None:
-    if config.lora is None:
-        return None
-    for name, folder in model.loras.items():
-        if any(sign in f"{name}{folder}" for sign in ",=@"):
-            raise _unsupported(
-                f"lora.adapters.{name}",
-                "TGI's list of adapters has no room for the characters , = @ in names and folders",
-            )
-        check_adapter_rank(name, folder, config.lora.max_rank)
-    check_adapters_in_one_batch("TGI", config.lora)
-    return ",".join(f"{name}={folder}" for name, folder in model.loras.items()) or None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from anyengine.errors import InvalidConfig
+from anyengine.errors import InvalidConfig, UnsupportedParameter
 
 from anyengine_tgi.launcher import ARGUMENTS, OWNED
 
@@ -25,11 +25,23 @@ _KNOWN = frozenset({"disable_grammar_support", "enable_prefill_logprobs", "ngrok
 
 
 def variables(config: EngineConfig) -> dict[str, str]:
-    """What is set for a configuration."""
+    """What is set for a configuration.
+
+    Raises:
+        UnsupportedParameter: names the field.
+    """
     found: dict[str, str] = {}
     if config.scheduling.chunked_prefill is not None:
         found["PREFILL_CHUNKING"] = "1" if config.scheduling.chunked_prefill else "0"
-    if config.kv_cache.prefix_caching is not None:
+    if config.lora is not None:
+        # A prefix is found again by its tokens alone, whichever adapter computed it (``backends/v3/src/radix.rs``).
+        if config.kv_cache.prefix_caching:
+            raise UnsupportedParameter(
+                "kv_cache.prefix_caching: TGI's cache does not tell the adapters of lora apart; leave it out",
+                field="kv_cache.prefix_caching",
+            )
+        found["PREFIX_CACHING"] = "0"
+    elif config.kv_cache.prefix_caching is not None:
         found["PREFIX_CACHING"] = "true" if config.kv_cache.prefix_caching else "0"
     return found
 
