@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from contextlib import asynccontextmanager
@@ -210,6 +211,25 @@ async def test_a_server_that_computed_another_prompt_is_found_out(attached: Any)
                     pass
 
 
+async def test_a_text_that_the_server_takes_for_a_picture_is_refused(serve: Any, storyteller: Path, tmp_path: Path):
+    for name in os.listdir(storyteller):
+        (tmp_path / name).symlink_to(storyteller / name)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").unlink()
+    text = "Look: ![](http://example.org/a.png)!"
+    async with serve() as (server, tgi):
+        for kind, sees in (("llama", False), ("gemma3", True)):
+            (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+            async with Engine.load(plugin, str(tmp_path), native={"url": server.url}) as engine:
+                tgi.seen.clear()
+                if sees:
+                    with pytest.raises(UnsupportedParameter, match="a picture") as caught:
+                        await engine.generate(text, max_tokens=2)
+                    assert (caught.value.field, tgi.seen) == ("prompt", [])
+                else:
+                    assert (await engine.generate(text, max_tokens=2)).token_ids
+
+
 @pytest.mark.parametrize("streamed", [True, False])
 @pytest.mark.parametrize(
     ("error_type", "kind"),
@@ -387,6 +407,12 @@ async def test_a_launched_server_serves_and_leaves_nothing(launcher: Path, story
         assert (await engine.stats()).running == 0
     assert started
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]  # noqa: ASYNC240 procfs
+
+
+async def test_drafts_have_room_behind_a_full_context(launcher: Path, storyteller: Path):
+    drafting = {"method": "ngram", "num_speculative_tokens": 3}
+    async with Engine.load(plugin, str(storyteller), isolation="none", speculative=drafting) as engine:
+        assert engine.info.max_model_len == 1024 - 3
 
 
 async def test_a_size_of_the_cache_is_refused_since_tgi_takes_what_fits(launcher: Path, storyteller: Path):

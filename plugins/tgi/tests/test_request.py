@@ -125,7 +125,7 @@ def files(folder: Path, **changes: Any) -> ModelFiles:
         "name": "m",
         "path": folder,
         "tokenizer_path": folder,
-        "config": {"dtype": "bfloat16"},
+        "config": {"dtype": "bfloat16", "model_type": "llama"},
         "eos_token_ids": frozenset({0}),
     }
     return ModelFiles(**made | changes)
@@ -161,6 +161,19 @@ ALWAYS = {
         ({"kv_cache": {"prefix_caching": True}}, {}, {"PREFIX_CACHING": "true"}),
         ({"scheduling": {"chunked_prefill": False}}, {}, {"PREFILL_CHUNKING": "0"}),
         ({"scheduling": {"max_num_batched_tokens": 512}}, {"max_batch_prefill_tokens": 512}, {}),
+        ({"scheduling": {"chunked_prefill": True}}, {}, {"PREFILL_CHUNKING": "1"}),
+        # At once: as many as the longest prompt has.
+        (
+            {"scheduling": {"chunked_prefill": False}, "max_model_len": 9000},
+            {"max_total_tokens": 9000, "max_input_tokens": 8999, "max_batch_prefill_tokens": 8999},
+            {"PREFILL_CHUNKING": "0"},
+        ),
+        (
+            {"speculative": {"method": "ngram", "num_speculative_tokens": 3}, "max_model_len": 9000},
+            {"speculate": 3, "max_total_tokens": 9000, "max_input_tokens": 8999, "max_batch_prefill_tokens": 8999},
+            {},
+        ),
+        ({"max_model_len": 9000}, {"max_total_tokens": 9000, "max_input_tokens": 8999}, {}),
         ({"scheduling": {"max_num_seqs": 2000}}, {"max_concurrent_requests": 4000}, {}),
         ({"execution": "eager"}, {"cuda_graphs": (0,)}, {}),
         ({"execution": "graph"}, {"cuda_graphs": (1, 2, 4, 8, 16, 32)}, {}),
@@ -203,6 +216,29 @@ def test_a_variable_beside_an_argument_that_is_written_changes_nothing(tmp_path:
     [
         ({"quantization": "awq", "dtype": "float16"}, {}, {}, InvalidConfig, "dtype"),
         ({}, {"config": {"dtype": "float32"}}, {}, UnsupportedParameter, "dtype"),
+        (
+            {"dtype": "float16"},
+            {"config": {"quantization_config": {"quant_method": "awq"}}}, {}, UnsupportedParameter, "dtype",
+        ),
+        ({}, {"config": {"model_type": "llama", "medusa_num_heads": 3}}, {}, UnsupportedParameter, "model"),
+        ({}, {"config": {"model_type": "mlp_speculator"}}, {}, UnsupportedParameter, "model"),
+        # What has no code of TGI's own runs by way of transformers.
+        (
+            {"kv_cache": {"dtype": "fp8_e5m2"}},
+            {"config": {"model_type": "qwen3"}}, {}, UnsupportedParameter, "kv_cache.dtype",
+        ),
+        (
+            {"scheduling": {"chunked_prefill": True}},
+            {"config": {"model_type": "qwen3"}}, {}, UnsupportedParameter, "scheduling.chunked_prefill",
+        ),
+        (
+            {"scheduling": {"chunked_prefill": True}, "speculative": {"method": "ngram", "num_speculative_tokens": 3}},
+            {}, {}, UnsupportedParameter, "scheduling.chunked_prefill",
+        ),
+        (
+            {"scheduling": {"chunked_prefill": False, "max_num_batched_tokens": 100}, "max_model_len": 256},
+            {}, {}, InvalidConfig, "scheduling.max_num_batched_tokens",
+        ),
         ({}, {"config": {}}, {}, UnsupportedParameter, "dtype"),
         ({}, {"tokenizer_path": Path("/elsewhere")}, {}, UnsupportedParameter, "tokenizer"),
         ({"kv_cache": {"dtype": "int4"}}, {}, {}, UnsupportedParameter, "kv_cache.dtype"),

@@ -1,7 +1,7 @@
 """Low-rank adapters, held against what TGI 3.3.7 makes of them: what it does not get through is no error there.
 
-After ``adapters/lora.py`` (``prepare_weights``) and ``utils/adapter.py`` of its server, and those of its models that have
-layers for adapters (``models/custom_modeling``, ``TensorParallelMultiAdapterLinear``).
+After ``adapters/lora.py`` (``prepare_weights``) and ``utils/adapter.py`` of its server, and those of its models that
+have layers for adapters (``models/custom_modeling``, ``TensorParallelMultiAdapterLinear``).
 """
 
 from __future__ import annotations

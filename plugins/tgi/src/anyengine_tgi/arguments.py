@@ -11,6 +11,7 @@ from anyengine.errors import InvalidConfig, UnsupportedParameter
 from anyengine_tgi.adapters import lora_adapters
 from anyengine_tgi.capabilities import MAX_LOGPROBS
 from anyengine_tgi.launcher import native_flags
+from anyengine_tgi.models import check_kind, prefill_tokens
 from anyengine_tgi.variables import check_surroundings, variables
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ def launcher_arguments(config: EngineConfig, model: ModelFiles, surroundings: Ma
     native = native_flags(config.native)
     if model.tokenizer_path != model.path:
         raise _unsupported("tokenizer", "TGI takes the tokenizer of the model's own folder")
+    check_kind(config, model)
+    # To score a text TGI must generate a token behind it.
+    room = 1 if native.get("enable_prefill_logprobs") else 0
+    total = None if config.max_model_len is None else config.max_model_len + room
+    longest = None if total is None else total - 1
     values: dict[str, Any] = {
         "model_id": str(model.path),
         # Else TGI takes every device that it sees.
@@ -72,16 +78,14 @@ def launcher_arguments(config: EngineConfig, model: ModelFiles, surroundings: Ma
         "quantize": config.quantization,
         "kv_cache_dtype": _kv_dtype(config),
         "cuda_memory_fraction": config.kv_cache.gpu_memory_fraction,
-        "max_batch_prefill_tokens": config.scheduling.max_num_batched_tokens,
+        "max_total_tokens": total,
+        "max_input_tokens": longest,
+        "max_batch_prefill_tokens": prefill_tokens(config, model, longest),
         "cuda_graphs": _graphs(config),
         "speculate": _speculate(config),
         "lora_adapters": lora_adapters(config, model),
     }
     values |= {name: value for name, value in optional.items() if value is not None}
-    if config.max_model_len is not None:
-        # To score a text TGI must generate a token behind it.
-        room = 1 if native.get("enable_prefill_logprobs") else 0
-        values |= {"max_total_tokens": config.max_model_len + room, "max_input_tokens": config.max_model_len - 1 + room}
     check_surroundings(surroundings, values | native)
     return Arguments(values | native, variables(config))
 
@@ -97,6 +101,9 @@ def _dtype(config: EngineConfig, model: ModelFiles) -> str | None:
             raise InvalidConfig("dtype: TGI takes it or quantization, not both", field="dtype")
         return None
     if config.dtype != "auto":
+        if "quantization_config" in model.config:
+            # The launcher makes --quantize of it, which the server refuses beside --dtype.
+            raise _unsupported("dtype", "TGI takes none for a checkpoint that is quantised", ("auto",))
         return config.dtype
     if "quantization_config" in model.config or "compression_config" in model.config:
         return None

@@ -250,9 +250,15 @@ class TgiBackend(Backend):
 
 
 def _context(config: EngineConfig, info: Info, *, prefill: bool) -> int:
-    """The server's context, or less if asked for; where it scores, one token less, for TGI always generates one."""
+    """The server's context, or less if asked for; where it scores, one token less, for TGI always generates one.
+
+    Where TGI itself found out how much fits in memory, a request that fills it has no room for drafts, which TGI sets
+    aside for each: it would wait for ever, and all behind it.
+    """
     own = info.max_total_tokens - (1 if prefill else 0)
     wanted = config.max_model_len
-    if wanted is not None and wanted > own:
+    if wanted is None:
+        return own - (config.speculative.num_speculative_tokens if config.speculative is not None else 0)
+    if wanted > own:
         raise InvalidConfig(f"max_model_len: {wanted} is more than the server's {own}", field="max_model_len")
-    return wanted or own
+    return wanted

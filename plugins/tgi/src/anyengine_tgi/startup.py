@@ -35,6 +35,7 @@ from anyengine_tgi.arguments import launcher_arguments
 from anyengine_tgi.backend import TgiBackend
 from anyengine_tgi.errors import tgi_error
 from anyengine_tgi.launcher import PROGRAM, flags
+from anyengine_tgi.models import reads_images
 from anyengine_tgi.prompts import Prompts
 from anyengine_tgi.wire import GenerateResponse, Info
 
@@ -151,7 +152,7 @@ async def _learn(
 ) -> TgiBackend:
     """Ask the server what it is, and whether it counts tokens as we do."""
     info = await client.get_json("/info", Info)
-    prompts = Prompts(tokenizer, client)
+    prompts = Prompts(tokenizer, client, pictures=reads_images(model))
     await prompts.probe(model.name)
     launched = process is not None
     prefill = bool(config.native.get("enable_prefill_logprobs")) if launched else await _gives_prefill(client)
