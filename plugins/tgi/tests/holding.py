@@ -77,7 +77,7 @@ def sent() -> dict[str, list[Any]]:
     """Every parameter that is sent by some request, with the values that it has."""
     found: dict[str, list[Any]] = {"decoder_input_details": [True]}
     for request in requests():
-        for name, value in parameters(request).items():
+        for name, value in parameters(request, vocabulary=100).items():
             found.setdefault(name, []).append(value)
     return found
 

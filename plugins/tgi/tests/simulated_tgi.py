@@ -368,6 +368,9 @@ class SimulatedTgi:
         for name, neutral in (("frequency_penalty", 0), ("typical_p", 1), ("watermark", False), ("best_of", 1)):
             if p.get(name, neutral) != neutral:
                 raise Refused("generation", f"Request failed during generation: {name} is not simulated")
+        if p.get("top_k", 0) > self.backend.info.vocab_size:  # ``HeterogeneousTopKLogitsWarper``
+            self.healthy = False
+            raise Refused("generation", "Request failed during generation: CUDA error: device-side assert triggered")
         warped = p.get("temperature", 1) != 1 or "top_k" in p or p.get("top_p", 1) < 1
         sampling = SamplingParams(
             temperature=p.get("temperature", 1.0) if p.get("do_sample") or warped else 0.0,

@@ -25,6 +25,7 @@ from anyengine_server import Answer
 from anyengine_tgi.arguments import launcher_arguments
 from anyengine_tgi.errors import tgi_error
 from anyengine_tgi.launcher import flags
+from anyengine_tgi.precision import rounded
 from anyengine_tgi.request import check, grammar, parameters
 
 
@@ -48,6 +49,10 @@ def request(**changes: Any) -> TokenRequest:
         ),
         # TGI's specification has no seed 0; no other seed becomes this one.
         ({"sampling": SamplingParams(seed=0)}, {"do_sample": True, "seed": 2**63}),
+        # As many as there are, and more, is all.
+        ({"sampling": SamplingParams(top_k=99)}, {"do_sample": True, "top_k": 99}),
+        ({"sampling": SamplingParams(top_k=100)}, {"do_sample": True}),
+        ({"sampling": SamplingParams(top_k=2**31)}, {"do_sample": True}),
         ({"logprobs": 0}, {"do_sample": True}),
         ({"logprobs": 5}, {"do_sample": True, "top_n_tokens": 5}),
         ({"lora": "a"}, {"do_sample": True, "adapter_id": "a"}),
@@ -56,7 +61,7 @@ def request(**changes: Any) -> TokenRequest:
     ],
 )
 def test_neutral_values_are_left_out(changes: dict[str, Any], due: dict[str, Any]):
-    assert parameters(request(**changes)) == {"max_new_tokens": 5, "details": True} | due
+    assert parameters(request(**changes), vocabulary=100) == {"max_new_tokens": 5, "details": True} | due
 
 
 def test_a_choice_is_an_expression_of_its_literals():
@@ -70,7 +75,9 @@ def test_a_choice_is_an_expression_of_its_literals():
     ("changes", "kind", "field"),
     [
         ({"sampling": SamplingParams(temperature=0.0005)}, UnsupportedParameter, "sampling.temperature"),
-        ({"sampling": SamplingParams(top_k=2**31)}, UnsupportedParameter, "sampling.top_k"),
+        ({"sampling": SamplingParams(temperature=1.003)}, UnsupportedParameter, "sampling.temperature"),
+        ({"sampling": SamplingParams(top_p=0.999)}, UnsupportedParameter, "sampling.top_p"),
+        ({"sampling": SamplingParams(repetition_penalty=0.999)}, UnsupportedParameter, "sampling.repetition_penalty"),
         ({"prompt_token_ids": [1] * 101}, InvalidRequest, "prompt"),
         ({"structured": Structured(regex="(a")}, InvalidRequest, "structured.regex"),
         ({"structured": Structured(regex="(?=a)a")}, InvalidRequest, "structured.regex"),
@@ -81,13 +88,39 @@ def test_a_choice_is_an_expression_of_its_literals():
 )
 def test_what_tgi_would_alter_or_misread_is_refused(changes: dict[str, Any], kind: type[Exception], field: str):
     with pytest.raises(kind, match=rf"^{re.escape(field)}: ") as caught:
-        check(request(**changes), max_input_tokens=100)
+        check(request(**changes), max_input_tokens=100, dtype=None)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("value", "bfloat16", "float16"),
+    [
+        (1.0, 1.0, 1.0),
+        (1.003, 1.0, 1.0029296875),
+        (1.00390625, 1.0, 1.00390625),  # half way, to the even one
+        (1.005, 1.0078125, 1.0048828125),
+        (0.999, 1.0, 0.9990234375),
+        (0.99, 0.98828125, 0.990234375),
+        (0.7, 0.69921875, 0.7001953125),
+    ],
+)
+def test_numbers_are_those_of_16_bits(value: float, bfloat16: float, float16: float):
+    assert (rounded(value, "bfloat16"), rounded(value, "float16")) == (bfloat16, float16)
+
+
+def test_a_number_that_is_there_in_float16_passes_where_that_is_known():
+    near = SamplingParams(temperature=1.003, top_p=0.999, repetition_penalty=1.003)
+    check(request(sampling=near), max_input_tokens=100, dtype="float16")
+    with pytest.raises(UnsupportedParameter, match="1 in float16"):
+        check(request(sampling=SamplingParams(top_p=0.9999)), max_input_tokens=100, dtype="float16")
+    check(
+        request(sampling=SamplingParams(temperature=1e5, repetition_penalty=1e5)), max_input_tokens=100, dtype="float16"
+    )
 
 
 @pytest.mark.parametrize("pattern", [r"[0-9]{3}", r"a\\1", r"[\b(?=]+", r"\(\?=", r"(?:a|b)+", r"\d\w\s", "é.*"])
 def test_ordinary_expressions_pass(pattern: str):
-    check(request(structured=Structured(regex=pattern)), max_input_tokens=100)
+    check(request(structured=Structured(regex=pattern)), max_input_tokens=100, dtype=None)
 
 
 @pytest.mark.parametrize(

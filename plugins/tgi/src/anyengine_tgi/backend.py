@@ -78,7 +78,9 @@ class TgiBackend(Backend):
     ) -> None:
         self._client = client
         self._prompts = prompts
-        self._generation = generation.Generation(client, prompts, max_input_tokens=info.max_input_tokens)
+        self._generation = generation.Generation(
+            client, prompts, max_input_tokens=info.max_input_tokens, vocabulary=vocabulary_size(model)
+        )
         self._process = process
         self._server = info
         self._speculative = config.speculative is not None
@@ -115,7 +117,7 @@ class TgiBackend(Backend):
     # -- requests ---------------------------------------------------------------------------------
 
     def validate(self, request: TokenRequest) -> None:
-        requests.check(request, max_input_tokens=self._server.max_input_tokens)
+        requests.check(request, max_input_tokens=self._server.max_input_tokens, dtype=self._info.dtype)
         self._prompts.text(request)
 
     def stream(self, request: TokenRequest) -> AsyncIterator[TokenDelta]:
@@ -185,7 +187,7 @@ class TgiBackend(Backend):
             max_tokens=1,
             prompt_logprobs=logprobs,
         )
-        requests.check(wanted, max_input_tokens=self._server.max_input_tokens)
+        requests.check(wanted, max_input_tokens=self._server.max_input_tokens, dtype=self._info.dtype)
         text = self._prompts.text_of(ids, None)
         async with self._place():
             await self._prompts.prove(text, ids)

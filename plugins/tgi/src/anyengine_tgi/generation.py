@@ -40,10 +40,12 @@ class Generation:
         client: to the server.
         prompts: proves what the server computed.
         max_input_tokens: the server's bound of a prompt.
+        vocabulary: tokens that there are.
     """
 
-    def __init__(self, client: ServerClient, prompts: Prompts, *, max_input_tokens: int) -> None:
+    def __init__(self, client: ServerClient, prompts: Prompts, *, max_input_tokens: int, vocabulary: int) -> None:
         self._client = client
+        self._vocabulary = vocabulary
         self._prompts = prompts
         self._max_input_tokens = max_input_tokens
 
@@ -58,7 +60,8 @@ class Generation:
         so_far = list(request.prompt_token_ids)
         for number in count():
             piece = min(request.max_tokens - sequence.total, PIECE)
-            body = {"inputs": text, "parameters": parameters(request, max_new_tokens=piece, piece=number)}
+            asked = parameters(request, vocabulary=self._vocabulary, max_new_tokens=piece, piece=number)
+            body = {"inputs": text, "parameters": asked}
             before = len(so_far)
             async with self._client.events("/generate_stream", body) as events:
                 async for event in events:
@@ -118,7 +121,7 @@ class Generation:
 
     async def whole(self, request: TokenRequest, text: str) -> AsyncGenerator[TokenDelta]:
         """The same as one delta, of an answer that comes at once."""
-        body = {"inputs": text, "parameters": parameters(request)}
+        body = {"inputs": text, "parameters": parameters(request, vocabulary=self._vocabulary)}
         details = (await self._client.post_json("/generate", body, GenerateResponse)).details
         if details is None:
             raise MalformedAnswer("TGI answered without details")

@@ -6,16 +6,15 @@ import re
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from anyengine.errors import InvalidRequest, UnsupportedParameter
+from anyengine.errors import InvalidRequest
+
+from anyengine_tgi.precision import check_precision
 
 if TYPE_CHECKING:
     from anyengine.backend import TokenRequest
     from anyengine.request import Structured
 
-__all__ = ["LOWEST_TEMPERATURE", "check", "grammar", "parameters"]
-
-#: Below this a division in 16 bits overflows.
-LOWEST_TEMPERATURE = 0.001
+__all__ = ["check", "grammar", "parameters"]
 
 #: TGI takes whole numbers up to 64 bits, and its specification rules 0 out: it becomes the number behind the last seed.
 _FOR_SEED_0 = 2**63
@@ -26,11 +25,14 @@ _NO_AUTOMATON = re.compile(r"\\(?:\\|[^1-9bBAZ])|\\([1-9bBAZ])|\[(?:\\.|[^\]\\])
 _SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
 
 
-def parameters(request: TokenRequest, *, max_new_tokens: int | None = None, piece: int = 0) -> dict[str, Any]:
+def parameters(
+    request: TokenRequest, *, vocabulary: int, max_new_tokens: int | None = None, piece: int = 0
+) -> dict[str, Any]:
     """``parameters`` of ``/generate`` and ``/generate_stream``.
 
     Args:
         request: checked already.
+        vocabulary: tokens that there are.
         max_new_tokens: of this piece of it; by default all that it asks for.
         piece: its number.
 
@@ -48,7 +50,8 @@ def parameters(request: TokenRequest, *, max_new_tokens: int | None = None, piec
             values["temperature"] = sampling.temperature
         if sampling.top_p < 1:
             values["top_p"] = sampling.top_p
-        if sampling.top_k > 0:
+        # Beyond the vocabulary TGI reads past the end of its logits, which the GPU does not survive.
+        if 0 < sampling.top_k < vocabulary:
             values["top_k"] = sampling.top_k
         if sampling.seed is not None:
             values["seed"] = _seed(sampling.seed, piece)
@@ -83,27 +86,19 @@ def _literal(text: str) -> str:
     return _SPECIAL.sub(lambda found: "\\" + found[0], text)
 
 
-def check(request: TokenRequest, *, max_input_tokens: int) -> None:
+def check(request: TokenRequest, *, max_input_tokens: int, dtype: str | None) -> None:
     """Refuse what TGI would alter or misread.
 
     Args:
         request: within the declared capabilities.
         max_input_tokens: the server's bound of a prompt.
+        dtype: that it computes in, where that is known.
 
     Raises:
         UnsupportedParameter, InvalidRequest: names the field.
     """
     sampling, length = request.sampling, len(request.prompt_token_ids)
-    if 0 < sampling.temperature < LOWEST_TEMPERATURE:
-        raise UnsupportedParameter(
-            f"sampling.temperature: {sampling.temperature} is too small for TGI's 16 bits; give 0, or at least "
-            f"{LOWEST_TEMPERATURE}",
-            field="sampling.temperature",
-        )
-    if sampling.top_k >= 2**31:
-        raise UnsupportedParameter(
-            f"sampling.top_k: TGI takes numbers of 32 bits, not {sampling.top_k}", field="sampling.top_k"
-        )
+    check_precision(sampling, dtype)
     if length > max_input_tokens:
         raise InvalidRequest(
             f"prompt: has {length} tokens; the server takes at most {max_input_tokens}", field="prompt"
