@@ -84,6 +84,28 @@ def test_a_choice_is_an_expression_of_its_literals():
         ({"structured": Structured(regex=r"(?<!a)b")}, InvalidRequest, "structured.regex"),
         ({"structured": Structured(regex=r"(a)\1")}, InvalidRequest, "structured.regex"),
         ({"structured": Structured(regex=r"\bword\b")}, InvalidRequest, "structured.regex"),
+        *(
+            ({"structured": Structured(regex=pattern)}, UnsupportedParameter, "structured.regex")
+            for pattern in (
+                "^a",
+                "a$",
+                "a++",
+                "(?>a)",
+                "(?#c)a",
+                "(?x: a)",
+                "(?m:a)",
+                "(?a:a)",
+                "[]a]",
+                "[^]a]",
+                "a{",
+                "a{}",
+                r"\u0041",
+                r"[\u0041]",
+                r"\N{DIGIT ONE}",
+                r"\0",
+                r"\é",
+            )
+        ),
     ],
 )
 def test_what_tgi_would_alter_or_misread_is_refused(changes: dict[str, Any], kind: type[Exception], field: str):
@@ -118,7 +140,10 @@ def test_a_number_that_is_there_in_float16_passes_where_that_is_known():
     )
 
 
-@pytest.mark.parametrize("pattern", [r"[0-9]{3}", r"a\\1", r"[\b(?=]+", r"\(\?=", r"(?:a|b)+", r"\d\w\s", "é.*"])
+@pytest.mark.parametrize("pattern", [r"[0-9]{3}", r"a\\1", r"[\b(?=]+", r"\(\?=", r"(?:a|b)+", r"\d\w\s", "é.*",
+    "(?P<n>a)b*?", "(?i)a", "(?s-i:a)", "(?-s:.)", r"a{2}b{3,}c{,4}d{5,6}?", r"[^\d_-]", "[$^({]", r"\{\}\x41\101\-\_\/",
+    "]}", "(a|)|()", "a\nb", r"[\1\b]",
+])  # fmt: skip
 def test_ordinary_expressions_pass(pattern: str):
     check(request(structured=Structured(regex=pattern)), max_input_tokens=100, dtype=None)
 

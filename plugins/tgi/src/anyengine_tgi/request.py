@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyengine.errors import InvalidRequest
 
+from anyengine_tgi.expressions import check_regex
 from anyengine_tgi.precision import check_precision
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ __all__ = ["check", "grammar", "parameters"]
 #: TGI takes whole numbers up to 64 bits, and its specification rules 0 out: it becomes the number behind the last seed.
 _FOR_SEED_0 = 2**63
 
-#: Of a regular expression, what TGI's automata have not: references, look-around, and anchors within.
-_NO_AUTOMATON = re.compile(r"\\(?:\\|[^1-9bBAZ])|\\([1-9bBAZ])|\[(?:\\.|[^\]\\])*\]|(\(\?(?:<?[=!]|P=|\())", re.DOTALL)
 #: Characters that mean something in a regular expression.
 _SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
 
@@ -104,19 +103,4 @@ def check(request: TokenRequest, *, max_input_tokens: int, dtype: str | None) ->
             f"prompt: has {length} tokens; the server takes at most {max_input_tokens}", field="prompt"
         )
     if request.structured is not None and request.structured.regex is not None:
-        _check_regex(request.structured.regex)
-
-
-def _check_regex(pattern: str) -> None:
-    """TGI hands a regular expression on as it is; a wrong one fails in its server, with all that is in the batch."""
-    field = "structured.regex"
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise InvalidRequest(f"{field}: cannot be read: {error}", field=field) from error
-    for found in _NO_AUTOMATON.finditer(pattern):
-        if found[1] or found[2]:
-            raise InvalidRequest(
-                f"{field}: {found[0]!r} is no part of a regular language: no look-around, no references, no anchors",
-                field=field,
-            )
+        check_regex(request.structured.regex)
