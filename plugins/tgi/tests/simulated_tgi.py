@@ -13,6 +13,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import time
@@ -114,14 +115,21 @@ class SimulatedTgi:
     """The server. ``before_event`` is called before each event of a stream, with the exchange and its number."""
 
     def __init__(
-        self, backend: Backend, model: ModelFiles, limits: Limits, *, model_id: str = "simulated", piece: int = PIECE
+        self,
+        backend: Backend,
+        model: ModelFiles,
+        limits: Limits,
+        *,
+        model_id: str = "simulated",
+        piece: int = PIECE,
+        tokenizer: Path | None = None,
     ) -> None:
         self.backend = backend
         self.model = model
         self.limits = limits
         self.model_id = model_id
         self.piece = piece
-        self.tokenizer = Tokenizer.from_file(str(model.tokenizer_path / "tokenizer.json"))
+        self.tokenizer = Tokenizer.from_file(str(tokenizer or model.tokenizer_path / "tokenizer.json"))
         self.special = {token for token, added in self.tokenizer.get_added_tokens_decoder().items() if added.special}
         self.metrics = Metrics()
         self.active = 0
@@ -570,7 +578,10 @@ async def launch(arguments: argparse.Namespace) -> int:
         api_key=arguments.api_key,
         adapters=adapters,
     )
-    simulated = SimulatedTgi(backend, model, limits, model_id=arguments.model_id)
+    # The router saves the tokenizer where it works, and reads what is there then.
+    await asyncio.to_thread(os.makedirs, "out", exist_ok=True)
+    written = await asyncio.to_thread(shutil.copy, model.tokenizer_path / "tokenizer.json", "out")
+    simulated = SimulatedTgi(backend, model, limits, model_id=arguments.model_id, tokenizer=written)
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     async with SimulatedServer(simulated.handle, port=int(arguments.port)) as server:

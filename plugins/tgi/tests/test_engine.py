@@ -409,6 +409,19 @@ async def test_a_launched_server_serves_and_leaves_nothing(launcher: Path, story
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]  # noqa: ASYNC240 procfs
 
 
+async def test_a_server_works_in_a_folder_of_its_own(
+    launcher: Path, storyteller: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # TGI's router writes the tokenizer where it works, and reads what is there: two would have each other's.
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(storyteller, "model")
+    before = sorted(os.listdir())  # noqa: PTH208 names are what is compared
+    async with Engine.load(plugin, "./model", isolation="none") as engine:
+        assert (await engine.generate(PROMPT, max_tokens=2)).token_ids
+        assert sorted(os.listdir()) == before  # noqa: PTH208
+    assert sorted(os.listdir()) == before  # noqa: PTH208
+
+
 async def test_drafts_have_room_behind_a_full_context(launcher: Path, storyteller: Path):
     drafting = {"method": "ngram", "num_speculative_tokens": 3}
     async with Engine.load(plugin, str(storyteller), isolation="none", speculative=drafting) as engine:

@@ -141,8 +141,8 @@ def test_a_number_that_is_there_in_float16_passes_where_that_is_known():
 
 
 @pytest.mark.parametrize("pattern", [r"[0-9]{3}", r"a\\1", r"[\b(?=]+", r"\(\?=", r"(?:a|b)+", r"\d\w\s", "é.*",
-    "(?P<n>a)b*?", "(?i)a", "(?s-i:a)", "(?-s:.)", r"a{2}b{3,}c{,4}d{5,6}?", r"[^\d_-]", "[$^({]", r"\{\}\x41\101\-\_\/",
-    "]}", "(a|)|()", "a\nb", r"[\1\b]",
+    "(?P<n>a)b*?", "(?i)a", "(?s-i:a)", "(?-s:.)", r"a{2}b{3,}c{,4}d{5,6}?", r"[^\d_-]", "[$^({]",
+    r"\{\}\x41\101\-\_\/", "]}", "(a|)|()", "a\nb", r"[\1\b]",
 ])  # fmt: skip
 def test_ordinary_expressions_pass(pattern: str):
     check(request(structured=Structured(regex=pattern)), max_input_tokens=100, dtype=None)
@@ -194,6 +194,7 @@ ALWAYS = {
     "max_concurrent_requests": 1024,
     "max_top_n_tokens": 5,
     "num_shard": 1,
+    "payload_limit": 2**28,
     "sharded": False,
     "trust_remote_code": False,
     "usage_stats": "off",
@@ -238,6 +239,9 @@ ALWAYS = {
         ({"speculative": {"method": "ngram", "num_speculative_tokens": 3}}, {"speculate": 3}, {}),
         ({"trust_remote_code": True}, {"trust_remote_code": True}, {}),
         ({"native": {"waiting_served_ratio": 1}}, {"waiting_served_ratio": 1}, {}),
+        ({"native": {"payload_limit": 5}}, {"payload_limit": 5}, {}),
+        # It works in a folder of its own.
+        ({"native": {"tokenizer_config_path": "a"}}, {"tokenizer_config_path": str(Path("a").absolute())}, {}),
     ],
 )  # fmt: skip
 def test_each_field_becomes_an_argument_or_a_variable(config, due, variables, tmp_path: Path):

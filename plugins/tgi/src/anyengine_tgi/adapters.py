@@ -71,13 +71,13 @@ def lora_adapters(config: EngineConfig, model: ModelFiles) -> str | None:
     if config.lora is None:
         return None
     for name, folder in model.loras.items():
-        if any(sign in f"{name}{folder}" for sign in ",=@"):
+        if any(sign in f"{name}{folder.absolute()}" for sign in ",=@"):
             raise _refused(name, "TGI's list of adapters has no room for the characters , = @ in names and folders")
         check_adapter_rank(name, folder, config.lora.max_rank)
         check_adapter_settings("TGI", name, folder, _IGNORED)
         _check_weights(name, folder, model.config, config.parallel.tensor)
     check_adapters_in_one_batch("TGI", config.lora)
-    return ",".join(f"{name}={folder}" for name, folder in model.loras.items()) or None
+    return ",".join(f"{name}={folder.absolute()}" for name, folder in model.loras.items()) or None
 
 
 def _check_weights(name: str, folder: Path, model: dict[str, Any], tensor: int) -> None:

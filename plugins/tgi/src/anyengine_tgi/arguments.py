@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyengine.backend.dtypes import own_dtype
@@ -26,6 +27,9 @@ __all__ = ["Arguments", "launcher_arguments"]
 _GRAPHS = (1, 2, 4, 8, 16, 32)
 #: Requests that TGI lets in at once: more than the SDK ever hands over where the engine does not say how many it runs.
 _CONCURRENT = 1024
+_PAYLOAD = 2**28
+#: Arguments that are paths: TGI works in a folder of its own.
+_PATHS = frozenset({"huggingface_hub_cache", "tokenizer_config_path", "weights_cache_override"})
 _KV_DTYPES = ("fp8_e4m3fn", "fp8_e5m2")
 
 
@@ -55,6 +59,7 @@ def launcher_arguments(config: EngineConfig, model: ModelFiles, surroundings: Ma
         InvalidConfig: fields that contradict one another, or a variable that would decide instead of a field.
     """
     native = native_flags(config.native)
+    native |= {name: str(Path(native[name]).absolute()) for name in _PATHS & native.keys()}
     if model.tokenizer_path != model.path:
         raise _unsupported("tokenizer", "TGI takes the tokenizer of the model's own folder")
     check_kind(config, model)
@@ -63,13 +68,15 @@ def launcher_arguments(config: EngineConfig, model: ModelFiles, surroundings: Ma
     total = None if config.max_model_len is None else config.max_model_len + room
     longest = None if total is None else total - 1
     values: dict[str, Any] = {
-        "model_id": str(model.path),
+        "model_id": str(model.path.absolute()),
         # Else TGI takes every device that it sees.
         "num_shard": config.parallel.tensor,
         "sharded": config.parallel.tensor > 1,
         "trust_remote_code": config.trust_remote_code,
         "max_concurrent_requests": max(_CONCURRENT, 2 * (config.scheduling.max_num_seqs or 0)),
         "max_top_n_tokens": MAX_LOGPROBS,
+        # 2 MB by default, which a prompt within the context can exceed; its tokens are counted before it is sent.
+        "payload_limit": _PAYLOAD,
         # An engine that somebody embeds does not report home.
         "usage_stats": "off",
     }

@@ -80,7 +80,7 @@ async def _attach(config: EngineConfig, model: ModelFiles, tokenizer: Tokenizer)
 
 
 async def _launch(config: EngineConfig, model: ModelFiles, tokenizer: Tokenizer) -> TgiBackend:
-    program = shutil.which(PROGRAM)
+    program = _program()
     arguments = launcher_arguments(config, model, os.environ)
     if program is None:
         raise EngineStartupError(
@@ -96,16 +96,18 @@ async def _launch(config: EngineConfig, model: ModelFiles, tokenizer: Tokenizer)
         "master_port": free_port(),
         "shard_uds_path": str(place / "shard"),
     }
-    # The key goes by a variable: a command line can be read by every user of the machine.
+    # The key goes by a variable, for a command line can be read by every user of the machine; that TGI's launcher
+    # writes it on that of its router cannot be helped.
     environment = {**os.environ, **arguments.environment, "API_KEY": token}
     client = ServerClient(
         ServerOptions(url=f"http://127.0.0.1:{port}", token=token, read_timeout=_READ_TIMEOUT), tgi_error
     )
     process: ServerProcess | None = None
     try:
-        process = await ServerProcess.start(
-            [program, *flags(arguments.values | own)], name="tgi", environment=environment
-        )
+        # Its router writes the tokenizer to a folder ``out`` where it works, and reads what it finds there: two engines
+        # in one folder would have each other's (``router/src/server.rs``, ``py_resolve_tokenizer``).
+        command = [program, *flags(arguments.values | own)]
+        process = await ServerProcess.start(command, name="tgi", environment=environment, folder=place)
         await process.ready(lambda: _is_ready(client))
         backend = await _learn(config, model, tokenizer, client, process, arguments.values.get("dtype"))
     except BaseException as error:
@@ -119,6 +121,12 @@ async def _launch(config: EngineConfig, model: ModelFiles, tokenizer: Tokenizer)
         raise
     backend.on_close(lambda: shutil.rmtree(place, ignore_errors=True))
     return backend
+
+
+def _program() -> str | None:
+    """The launcher, wherever one works: the path may name folders from here."""
+    found = shutil.which(PROGRAM)
+    return None if found is None else str(Path(found).absolute())
 
 
 async def _is_ready(client: ServerClient) -> bool:
