@@ -12,6 +12,7 @@ from anyengine.backend import TokenRequest
 from anyengine.config import EngineConfig
 from anyengine.errors import (
     EngineDied,
+    EngineStartupError,
     Failure,
     InvalidConfig,
     InvalidRequest,
@@ -27,6 +28,7 @@ from anyengine_tgi.errors import tgi_error
 from anyengine_tgi.launcher import flags
 from anyengine_tgi.precision import rounded
 from anyengine_tgi.request import check, grammar, parameters
+from anyengine_tgi.startup import _startup_error
 
 
 def request(**changes: Any) -> TokenRequest:
@@ -178,6 +180,23 @@ def test_errors_are_mapped_by_type_whatever_the_status(
         assert {name: getattr(error, name) for name in facts} == facts
 
 
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", OutOfMemory),
+        ('Error: Backend(Warmup(Generation("Not enough memory to handle 4096 prefill tokens.")))', OutOfMemory),
+        ("Error: Backend(NotEnoughMemory(8192))", OutOfMemory),
+        (
+            'Error: ArgumentValidation("`max_batch_prefill_tokens` must be <= `max_batch_total_tokens`. Given: 9, 8")',
+            OutOfMemory,
+        ),
+        ('Error: ArgumentValidation("`validation_workers` must be > 0")', EngineStartupError),
+    ],
+)
+def test_a_launcher_that_ended_for_want_of_memory_is_told_so(line: str, kind: type):
+    assert type(_startup_error(EngineDied("it ended", log_tail=("INFO begins", line, "Shutting down shards")))) is kind
+
+
 def files(folder: Path, **changes: Any) -> ModelFiles:
     made: dict[str, Any] = {
         "name": "m",
@@ -207,6 +226,7 @@ ALWAYS = {
         ({}, {}, {}),
         ({"dtype": "float16"}, {"dtype": "float16"}, {}),
         ({"quantization": "eetq"}, {"quantize": "eetq", "dtype": None}, {}),
+        ({"quantization": "fp8"}, {"quantize": "fp8", "dtype": None}, {}),
         ({"max_model_len": 256}, {"max_total_tokens": 256, "max_input_tokens": 255}, {}),
         (
             {"max_model_len": 256, "native": {"enable_prefill_logprobs": True}},
@@ -285,6 +305,7 @@ def test_a_variable_beside_an_argument_that_is_written_changes_nothing(tmp_path:
         ({}, {"config": {"model_type": "llama", "medusa_num_heads": 3}}, {}, UnsupportedParameter, "model"),
         ({}, {"config": {"model_type": "mlp_speculator"}}, {}, UnsupportedParameter, "model"),
         # What has no code of TGI's own runs by way of transformers.
+        ({"quantization": "fp8"}, {"config": {"model_type": "qwen3"}}, {}, UnsupportedParameter, "quantization"),
         (
             {"kv_cache": {"dtype": "fp8_e5m2"}},
             {"config": {"model_type": "qwen3"}}, {}, UnsupportedParameter, "kv_cache.dtype",

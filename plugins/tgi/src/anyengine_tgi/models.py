@@ -25,6 +25,8 @@ _CACHE_TYPE = frozenset({
     "paligemma", "phi", "phi3", "phimoe", "qwen2", "qwen2_5_vl", "qwen2_vl", "RefinedWeb", "RefinedWebModel",
     "starcoder2",
 })  # fmt: skip
+#: Kinds that it has code for, which goes by ``--quantize``; transformers hears of ``bitsandbytes`` alone.
+_OWN_CODE = _CACHE_TYPE | {"bloom", "idefics", "idefics3", "mamba", "mllama", "mpt", "opt", "t5"}
 #: Kinds whose prompts it computes in chunks.
 _CHUNKS = _CACHE_TYPE - {"gemma3", "qwen2_5_vl", "qwen2_vl"} | {"idefics3"}
 #: Kinds with which ``![](address)`` in a prompt is a picture, which the router fetches (``router/src/validation.rs``).
@@ -46,6 +48,8 @@ def check_kind(config: EngineConfig, model: ModelFiles) -> None:
         raise _unsupported(
             "model", f"it has heads that speculate, and TGI would load the model that it names beside them, {base}"
         )
+    if config.quantization not in {None, "bitsandbytes"} and kind not in _OWN_CODE:
+        raise _unsupported("quantization", f"TGI does not look at it with models of the type {kind}", ("bitsandbytes",))
     if config.kv_cache.dtype != "auto" and kind not in _CACHE_TYPE:
         raise _unsupported("kv_cache.dtype", f"TGI does not look at it with models of the type {kind}", ("auto",))
     if config.scheduling.chunked_prefill and config.speculative is not None:

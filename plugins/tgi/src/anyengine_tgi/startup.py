@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -52,6 +53,9 @@ _READ_TIMEOUT = 300.0
 _READY_SECONDS = 5.0
 #: Seconds that it is given to end by itself.
 _PATIENCE = 15.0
+#: For want of memory, in the words of the shards, of the router (which writes its errors as Rust's ``Debug`` does), and
+#: of its check when what fits is known (``backends/v3/src/main.rs``).
+_MEMORY = re.compile(r"(?i)out of memory|not enough memory|NotEnoughMemory|must be <= `max_batch_total_tokens`")
 
 
 async def load_backend(config: EngineConfig, model: ModelFiles) -> TgiBackend:
@@ -139,8 +143,7 @@ async def _is_ready(client: ServerClient) -> bool:
 
 def _startup_error(error: EngineDied) -> AnyEngineError:
     """What a launcher that ended means, by what it wrote last."""
-    text = "\n".join(error.log_tail)
-    if "out of memory" in text.lower() or "Not enough memory" in text:
+    if _MEMORY.search("\n".join(error.log_tail)):
         return OutOfMemory(
             f"memory did not suffice: {error.message}; give more (kv_cache.gpu_memory_fraction), or ask for less "
             "(max_model_len, scheduling.max_num_batched_tokens)"
