@@ -310,6 +310,15 @@ def test_a_variable_beside_an_argument_that_is_written_changes_nothing(tmp_path:
             {"kv_cache": {"dtype": "fp8_e5m2"}},
             {"config": {"model_type": "qwen3"}}, {}, UnsupportedParameter, "kv_cache.dtype",
         ),
+        # What runs padded keeps no prefixes, drafts nothing, and captures nothing.
+        *(
+            (wanted, {"config": {"model_type": "opt"}}, {}, UnsupportedParameter, field)
+            for wanted, field in (
+                ({"speculative": {"method": "ngram"}}, "speculative"),
+                ({"kv_cache": {"prefix_caching": True}}, "kv_cache.prefix_caching"),
+                ({"execution": "graph"}, "execution"),
+            )
+        ),
         (
             {"scheduling": {"chunked_prefill": True}},
             {"config": {"model_type": "qwen3"}}, {}, UnsupportedParameter, "scheduling.chunked_prefill",

@@ -27,6 +27,8 @@ _CACHE_TYPE = frozenset({
 })  # fmt: skip
 #: Kinds that it has code for, which goes by ``--quantize``; transformers hears of ``bitsandbytes`` alone.
 _OWN_CODE = _CACHE_TYPE | {"bloom", "idefics", "idefics3", "mamba", "mllama", "mpt", "opt", "t5"}
+#: Kinds that run padded (``models/causal_lm.py``, ``mamba.py``): no prefix is kept, and nothing drafted.
+_PADDED = frozenset({"bloom", "idefics", "mamba", "mpt", "opt", "t5"})
 #: Kinds whose prompts it computes in chunks.
 _CHUNKS = _CACHE_TYPE - {"gemma3", "qwen2_5_vl", "qwen2_vl"} | {"idefics3"}
 #: Kinds with which ``![](address)`` in a prompt is a picture, which the router fetches (``router/src/validation.rs``).
@@ -50,6 +52,14 @@ def check_kind(config: EngineConfig, model: ModelFiles) -> None:
         )
     if config.quantization not in {None, "bitsandbytes"} and kind not in _OWN_CODE:
         raise _unsupported("quantization", f"TGI does not look at it with models of the type {kind}", ("bitsandbytes",))
+    if kind in _PADDED:
+        for name, asked in (
+            ("speculative", config.speculative is not None),
+            ("kv_cache.prefix_caching", config.kv_cache.prefix_caching),
+            ("execution", config.execution == "graph" and kind != "mamba"),
+        ):
+            if asked:
+                raise _unsupported(name, f"TGI does not do it with models of the type {kind}, which it runs padded")
     if config.kv_cache.dtype != "auto" and kind not in _CACHE_TYPE:
         raise _unsupported("kv_cache.dtype", f"TGI does not look at it with models of the type {kind}", ("auto",))
     if config.scheduling.chunked_prefill and config.speculative is not None:
