@@ -10,7 +10,7 @@ from anyengine.request import SamplingParams, Structured
 from anyengine_tgi import wire
 from anyengine_tgi.capabilities import MAX_LOGPROBS, QUANTIZATION
 from anyengine_tgi.errors import ERROR_TYPES
-from anyengine_tgi.launcher import ARGUMENTS, OWNED
+from anyengine_tgi.launcher import ARGUMENTS, INEFFECTIVE, OWNED
 from anyengine_tgi.request import parameters
 from anyengine_tgi.stats import METRICS
 
@@ -77,7 +77,7 @@ def sent() -> dict[str, list[Any]]:
     """Every parameter that is sent by some request, with the values that it has."""
     found: dict[str, list[Any]] = {"decoder_input_details": [True]}
     for request in requests():
-        for name, value in parameters(request).items():
+        for name, value in parameters(request, vocabulary=100).items():
             found.setdefault(name, []).append(value)
     return found
 
@@ -155,7 +155,7 @@ def _launcher(contract: dict[str, Any]) -> list[str]:
     ]
     found += [
         f"--{name}: the launcher has it, and it is neither taken nor listed as unused"
-        for name in sorted(known.keys() - ARGUMENTS.keys() - UNUSED_ARGUMENTS.keys())
+        for name in sorted(known.keys() - ARGUMENTS.keys() - UNUSED_ARGUMENTS.keys() - INEFFECTIVE.keys())
     ]
     for name in sorted(known.keys() & ARGUMENTS.keys()):
         kind = known[name]["type"]
@@ -167,6 +167,9 @@ def _launcher(contract: dict[str, Any]) -> list[str]:
             found.append(f"--{name}: is written as {ARGUMENTS[name]}, and the launcher takes {kind}")
         if known[name]["flag"] != "--" + name.replace("_", "-") or known[name]["env"] != name.upper():
             found.append(f"--{name}: is spelt {known[name]['flag']} and {known[name]['env']} there")
+    found += [
+        f"--{name}: is refused here, and the launcher does not have it" for name in INEFFECTIVE.keys() - known.keys()
+    ]
     found += [f"--{name}: is decided here, and the launcher does not have it" for name in OWNED.keys() - known.keys()]
     return found
 

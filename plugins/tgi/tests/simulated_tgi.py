@@ -13,6 +13,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import time
@@ -114,14 +115,21 @@ class SimulatedTgi:
     """The server. ``before_event`` is called before each event of a stream, with the exchange and its number."""
 
     def __init__(
-        self, backend: Backend, model: ModelFiles, limits: Limits, *, model_id: str = "simulated", piece: int = PIECE
+        self,
+        backend: Backend,
+        model: ModelFiles,
+        limits: Limits,
+        *,
+        model_id: str = "simulated",
+        piece: int = PIECE,
+        tokenizer: Path | None = None,
     ) -> None:
         self.backend = backend
         self.model = model
         self.limits = limits
         self.model_id = model_id
         self.piece = piece
-        self.tokenizer = Tokenizer.from_file(str(model.tokenizer_path / "tokenizer.json"))
+        self.tokenizer = Tokenizer.from_file(str(tokenizer or model.tokenizer_path / "tokenizer.json"))
         self.special = {token for token, added in self.tokenizer.get_added_tokens_decoder().items() if added.special}
         self.metrics = Metrics()
         self.active = 0
@@ -279,25 +287,19 @@ class SimulatedTgi:
             self.seen.append(valid.parameters | {"inputs": valid.inputs})
             generated: list[int] = []
             index = 0
-            while True:
-                reason = None
-                async for event, reason in self.piece_of(valid, generated):
-                    index += 1
-                    event["index"] = index
-                    if reason is None or (reason == "length" and len(generated) < valid.max_new_tokens):
-                        yield event
-                    else:
-                        self.finished(started, len(generated))
-                        event["generated_text"] = self.tokenizer.decode(generated)
-                        event["details"] = {
-                            "finish_reason": reason,
-                            "generated_tokens": len(generated),
-                            "seed": valid.seed,
-                            "input_length": len(valid.ids),
-                        }
-                        yield event
-                if reason != "length" or len(generated) >= valid.max_new_tokens:
-                    return
+            async for event, reason in self.tokens(valid, generated):
+                index += 1
+                event["index"] = index
+                if reason is not None:
+                    self.finished(started, len(generated))
+                    event["generated_text"] = self.tokenizer.decode(generated)
+                    event["details"] = {
+                        "finish_reason": reason,
+                        "generated_tokens": len(generated),
+                        "seed": valid.seed,
+                        "input_length": len(valid.ids),
+                    }
+                yield event
         finally:
             self.active -= 1
 
@@ -311,11 +313,31 @@ class SimulatedTgi:
         self.metrics["tgi_request_generated_tokens"].observe(tokens)
         self.metrics["tgi_request_skipped_tokens"].observe(0)
 
-    async def piece_of(self, valid: Valid, generated: list[int]) -> AsyncIterator[tuple[dict[str, Any], str | None]]:
-        """One piece: the whole request, or the next part of one that the router starts anew from its text."""
-        text = valid.inputs + self.tokenizer.decode(generated)
-        ids = valid.ids if not generated else self.tokenizer.encode(text, add_special_tokens=True).ids
-        most = min(valid.max_new_tokens, self.piece, self.limits.max_total_tokens - len(ids))
+    async def tokens(self, valid: Valid, generated: list[int]) -> AsyncIterator[tuple[dict[str, Any], str | None]]:
+        """Events with why the request ends there; one that asks for more than a piece is worked off in pieces.
+
+        Each is the whole request again behind the text so far (``infer/mod.rs``, ``generate_stream``): the last goes
+        on to its own end, and one that does not fit the limits is not begun.
+        """
+        text, ids = valid.inputs, valid.ids
+        while True:
+            before, ended = len(generated), None
+            async for event, reason in self.piece_of(valid, ids, generated):
+                ended = reason
+                if reason == "length" and len(generated) < valid.max_new_tokens:
+                    text += self.tokenizer.decode(generated[before:])
+                    ids = self.tokenizer.encode(text, add_special_tokens=True).ids
+                    fits = len(ids) + min(valid.max_new_tokens, self.piece) <= self.limits.max_total_tokens
+                    ended = None if fits and len(ids) <= self.limits.max_input_tokens else "length"
+                yield event, ended
+            if ended is not None:
+                return
+
+    async def piece_of(
+        self, valid: Valid, ids: list[int], generated: list[int]
+    ) -> AsyncIterator[tuple[dict[str, Any], str | None]]:
+        """One piece: the whole request, or as much as the router lets go at once."""
+        most = min(valid.max_new_tokens, self.piece)
         request = self.request(valid, ids, most)
         done = 0
         try:
@@ -354,6 +376,9 @@ class SimulatedTgi:
         for name, neutral in (("frequency_penalty", 0), ("typical_p", 1), ("watermark", False), ("best_of", 1)):
             if p.get(name, neutral) != neutral:
                 raise Refused("generation", f"Request failed during generation: {name} is not simulated")
+        if p.get("top_k", 0) > self.backend.info.vocab_size:  # ``HeterogeneousTopKLogitsWarper``
+            self.healthy = False
+            raise Refused("generation", "Request failed during generation: CUDA error: device-side assert triggered")
         warped = p.get("temperature", 1) != 1 or "top_k" in p or p.get("top_p", 1) < 1
         sampling = SamplingParams(
             temperature=p.get("temperature", 1.0) if p.get("do_sample") or warped else 0.0,
@@ -524,7 +549,7 @@ async def launch(arguments: argparse.Namespace) -> int:
             model=arguments.model_id,
             max_model_len=min(total, int(model.config["max_position_embeddings"])) if total else None,
             kv_cache={
-                "capacity_tokens": capacity,
+                # Of --max-batch-total-tokens a flash model hears nothing (``backends/v3/src/lib.rs``, connect_backend).
                 "prefix_caching": os.environ.get("PREFIX_CACHING") not in {"0", "false"},
             },
             scheduling={
@@ -553,7 +578,10 @@ async def launch(arguments: argparse.Namespace) -> int:
         api_key=arguments.api_key,
         adapters=adapters,
     )
-    simulated = SimulatedTgi(backend, model, limits, model_id=arguments.model_id)
+    # The router saves the tokenizer where it works, and reads what is there then.
+    await asyncio.to_thread(os.makedirs, "out", exist_ok=True)
+    written = await asyncio.to_thread(shutil.copy, model.tokenizer_path / "tokenizer.json", "out")
+    simulated = SimulatedTgi(backend, model, limits, model_id=arguments.model_id, tokenizer=written)
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     async with SimulatedServer(simulated.handle, port=int(arguments.port)) as server:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shutil
 import signal
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -61,6 +63,7 @@ async def test_tokens_are_those_of_the_reference_engine(attached: Any, expected:
             {"sampling": GREEDY},
             {"sampling": SamplingParams(seed=7, temperature=0.7, top_k=30, top_p=0.9)},
             {"sampling": SamplingParams(seed=7)},
+            {"sampling": SamplingParams(seed=7, top_k=4097)},  # one more than there are
             {"sampling": SamplingParams(temperature=0, repetition_penalty=1.4)},
             {"sampling": SamplingParams(seed=1), "n": 3},
             {"sampling": GREEDY, "stop": ["the"]},
@@ -210,6 +213,23 @@ async def test_a_server_that_computed_another_prompt_is_found_out(attached: Any)
                     pass
 
 
+async def test_a_text_that_the_server_takes_for_a_picture_is_refused(serve: Any, storyteller: Path, tmp_path: Path):
+    shutil.copytree(storyteller, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    text = "Look: ![](http://example.org/a.png)!"
+    async with serve() as (server, tgi):
+        for kind, sees in (("llama", False), ("gemma3", True)):
+            (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+            async with Engine.load(plugin, str(tmp_path), native={"url": server.url}) as engine:
+                tgi.seen.clear()
+                if sees:
+                    with pytest.raises(UnsupportedParameter, match="a picture") as caught:
+                        await engine.generate(text, max_tokens=2)
+                    assert (caught.value.field, tgi.seen) == ("prompt", [])
+                else:
+                    assert (await engine.generate(text, max_tokens=2)).token_ids
+
+
 @pytest.mark.parametrize("streamed", [True, False])
 @pytest.mark.parametrize(
     ("error_type", "kind"),
@@ -258,24 +278,53 @@ async def _numbered(events: Any):
         number += 1
 
 
-async def test_long_requests_are_continued_or_refused(attached: Any, expected: Engine, monkeypatch: Any):
-    # TGI starts a request anew after 1,024 tokens; the simulation after 8.
+async def test_long_requests_are_put_together_or_refused(attached: Any, expected: Engine, monkeypatch: Any):
+    # TGI works requests off in pieces of 1,024 tokens; the simulation, and the plugin here, of 8.
     monkeypatch.setattr(generation_module, "PIECE", 8)
-    async with attached(piece=8) as (engine, _, _):
+    async with attached(piece=8) as (engine, tgi, _):
         ours = await engine.generate(PROMPT, sampling=GREEDY, max_tokens=30)
         assert ours.token_ids == (await expected.generate(PROMPT, sampling=GREEDY, max_tokens=30)).token_ids
-        with pytest.raises(UnsupportedParameter, match="starts the constraint again") as caught:
+        assert [each["max_new_tokens"] for each in tgi.seen] == [8, 8, 8, 6]
+        with pytest.raises(UnsupportedParameter, match="a constraint would start again") as caught:
             await engine.generate(PROMPT, structured={"regex": "[a-z ]{200}"}, max_tokens=60)
         assert caught.value.field == "max_tokens"
+    async with attached(piece=8, max_input_tokens=20) as (engine, _, _):
+        with pytest.raises(UnsupportedParameter, match="prompts of at most 20 tokens"):
+            await engine.generate(PROMPT, sampling=GREEDY, max_tokens=30)
     refused = 0
     async with attached(piece=8) as (engine, _, _):
         for seed in range(30):
             try:
                 await engine.generate(PROMPT, sampling=SamplingParams(seed=seed, temperature=1.5), max_tokens=30)
             except UnsupportedParameter as error:
-                assert "other tokens" in str(error)  # noqa: PT017 whether it is raised depends on the sample
+                assert "no text gives its tokens again" in str(error)  # noqa: PT017 it depends on the sample
                 refused += 1
     assert refused  # hot samples do not come back from their own text
+
+
+async def test_long_requests_fill_the_context(attached: Any, expected: Engine, monkeypatch: Any):
+    # TGI itself ends one where another whole piece does not fit, here after 24 tokens of 30.
+    monkeypatch.setattr(generation_module, "PIECE", 8)
+    async with attached(piece=8, max_total_tokens=34, max_input_tokens=33) as (engine, _, _):
+        ours = await engine.generate(PROMPT, sampling=GREEDY)
+        assert (ours.usage.prompt_tokens, len(ours.token_ids), ours.finish_reason) == (4, 30, "length")
+        assert ours.token_ids == (await expected.generate(PROMPT, sampling=GREEDY, max_tokens=30)).token_ids
+
+
+async def test_the_pieces_of_a_long_request_have_random_numbers_of_their_own(attached: Any, monkeypatch: Any):
+    monkeypatch.setattr(generation_module, "PIECE", 8)
+    async with attached(piece=8) as (engine, tgi, _):
+        calm = {"temperature": 0.3, "top_k": 2}
+        for _ in range(2):
+            await engine.generate(PROMPT, sampling=SamplingParams(seed=5, **calm), max_tokens=20)
+        seeds = [each["seed"] for each in tgi.seen]
+        assert seeds[0] == 5
+        assert all(2**63 < seed < 2**64 for seed in seeds[1:3])
+        assert len(set(seeds[:3])) == 3
+        assert seeds[3:] == seeds[:3]
+        tgi.seen.clear()
+        await engine.generate(PROMPT, sampling=SamplingParams(**calm), max_tokens=20)
+        assert all("seed" not in each for each in tgi.seen)
 
 
 async def test_a_token_is_asked_for(attached: Any, serve: Any, storyteller: Path):
@@ -358,6 +407,33 @@ async def test_a_launched_server_serves_and_leaves_nothing(launcher: Path, story
         assert (await engine.stats()).running == 0
     assert started
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]  # noqa: ASYNC240 procfs
+
+
+async def test_a_server_works_in_a_folder_of_its_own(
+    launcher: Path, storyteller: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # TGI's router writes the tokenizer where it works, and reads what is there: two would have each other's.
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(storyteller, "model")
+    before = sorted(os.listdir())  # noqa: PTH208 names are what is compared
+    async with Engine.load(plugin, "./model", isolation="none") as engine:
+        assert (await engine.generate(PROMPT, max_tokens=2)).token_ids
+        assert sorted(os.listdir()) == before  # noqa: PTH208
+    assert sorted(os.listdir()) == before  # noqa: PTH208
+
+
+async def test_drafts_have_room_behind_a_full_context(launcher: Path, storyteller: Path):
+    drafting = {"method": "ngram", "num_speculative_tokens": 3}
+    async with Engine.load(plugin, str(storyteller), isolation="none", speculative=drafting) as engine:
+        assert engine.info.max_model_len == 1024 - 3
+
+
+async def test_a_size_of_the_cache_is_refused_since_tgi_takes_what_fits(launcher: Path, storyteller: Path):
+    loading = Engine.load(plugin, str(storyteller), isolation="none", kv_cache={"capacity_tokens": 4096})
+    with pytest.raises(UnsupportedParameter) as caught:
+        async with loading:
+            pass
+    assert caught.value.field == "kv_cache.capacity_tokens"
 
 
 async def test_a_launcher_that_fails_says_why(launcher: Path, storyteller: Path):

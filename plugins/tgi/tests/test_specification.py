@@ -229,7 +229,7 @@ async def test_what_the_plugin_sends_is_as_specified_and_answered(
     validator = jsonschema.Draft202012Validator(schema)
     async with serve(adapters=("adapter",)) as (server, _):
         for request in holding.requests():
-            body = {"inputs": "text", "parameters": holding.parameters(request)}
+            body = {"inputs": "text", "parameters": holding.parameters(request, vocabulary=100)}
             validator.validate(body)
             for path in ("/generate", "/generate_stream"):
                 answer = await ask(server, "POST", path, body)

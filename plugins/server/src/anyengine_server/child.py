@@ -92,19 +92,22 @@ class ServerProcess:
         self._stopping: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, command: Sequence[str], *, name: str, environment: Mapping[str, str]) -> ServerProcess:
+    async def start(
+        cls, command: Sequence[str], *, name: str, environment: Mapping[str, str], folder: Path | None = None
+    ) -> ServerProcess:
         """Start it.
 
         Args:
             command: program and arguments.
             name: of the engine.
             environment: all variables of its environment.
+            folder: that it works in; by default our own. Paths in the command are relative to it.
 
         Raises:
             EngineStartupError: this interpreter cannot start anything.
         """
         made = cls(name)
-        starting = asyncio.ensure_future(made._start(command, environment))
+        starting = asyncio.ensure_future(made._start(command, environment, folder))
         try:
             await asyncio.shield(starting)
         except OSError as error:
@@ -116,7 +119,7 @@ class ServerProcess:
             raise
         return made
 
-    async def _start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    async def _start(self, command: Sequence[str], environment: Mapping[str, str], folder: Path | None) -> None:
         self._transport, _ = await asyncio.get_running_loop().subprocess_exec(
             lambda: self._watch,
             sys.executable,
@@ -128,6 +131,7 @@ class ServerProcess:
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
             env=dict(environment),
+            cwd=folder,
         )
 
     async def _give_up(self, starting: asyncio.Future[None]) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anyengine.backend.adapters import check_adapter_rank, check_adapters_in_one_batch
 from anyengine.backend.dtypes import own_dtype
 from anyengine.errors import InvalidConfig, UnsupportedParameter
 
+from anyengine_tgi.adapters import lora_adapters
 from anyengine_tgi.capabilities import MAX_LOGPROBS
-from anyengine_tgi.launcher import OWNED, native_flags
+from anyengine_tgi.launcher import native_flags
+from anyengine_tgi.models import check_kind, prefill_tokens
+from anyengine_tgi.variables import check_surroundings, variables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +27,9 @@ __all__ = ["Arguments", "launcher_arguments"]
 _GRAPHS = (1, 2, 4, 8, 16, 32)
 #: Requests that TGI lets in at once: more than the SDK ever hands over where the engine does not say how many it runs.
 _CONCURRENT = 1024
+_PAYLOAD = 2**28
+#: Arguments that are paths: TGI works in a folder of its own.
+_PATHS = frozenset({"huggingface_hub_cache", "tokenizer_config_path", "weights_cache_override"})
 _KV_DTYPES = ("fp8_e4m3fn", "fp8_e5m2")
 
 
@@ -53,18 +59,24 @@ def launcher_arguments(config: EngineConfig, model: ModelFiles, surroundings: Ma
         InvalidConfig: fields that contradict one another, or a variable that would decide instead of a field.
     """
     native = native_flags(config.native)
+    native |= {name: str(Path(native[name]).absolute()) for name in _PATHS & native.keys()}
     if model.tokenizer_path != model.path:
         raise _unsupported("tokenizer", "TGI takes the tokenizer of the model's own folder")
-    if config.execution == "graph" and config.quantization in {"bitsandbytes", "exl2"}:
-        raise _unsupported("execution", f"TGI captures no graphs with {config.quantization}")
+    check_kind(config, model)
+    # To score a text TGI must generate a token behind it.
+    room = 1 if native.get("enable_prefill_logprobs") else 0
+    total = None if config.max_model_len is None else config.max_model_len + room
+    longest = None if total is None else total - 1
     values: dict[str, Any] = {
-        "model_id": str(model.path),
+        "model_id": str(model.path.absolute()),
         # Else TGI takes every device that it sees.
         "num_shard": config.parallel.tensor,
         "sharded": config.parallel.tensor > 1,
         "trust_remote_code": config.trust_remote_code,
         "max_concurrent_requests": max(_CONCURRENT, 2 * (config.scheduling.max_num_seqs or 0)),
         "max_top_n_tokens": MAX_LOGPROBS,
+        # 2 MB by default, which a prompt within the context can exceed; its tokens are counted before it is sent.
+        "payload_limit": _PAYLOAD,
         # An engine that somebody embeds does not report home.
         "usage_stats": "off",
     }
@@ -73,19 +85,16 @@ def launcher_arguments(config: EngineConfig, model: ModelFiles, surroundings: Ma
         "quantize": config.quantization,
         "kv_cache_dtype": _kv_dtype(config),
         "cuda_memory_fraction": config.kv_cache.gpu_memory_fraction,
-        "max_batch_total_tokens": _capacity(config),
-        "max_batch_prefill_tokens": config.scheduling.max_num_batched_tokens,
-        "cuda_graphs": {"auto": None, "eager": (0,), "graph": _GRAPHS}[config.execution],
+        "max_total_tokens": total,
+        "max_input_tokens": longest,
+        "max_batch_prefill_tokens": prefill_tokens(config, model, longest),
+        "cuda_graphs": _graphs(config),
         "speculate": _speculate(config),
-        "lora_adapters": _adapters(config, model),
+        "lora_adapters": lora_adapters(config, model),
     }
     values |= {name: value for name, value in optional.items() if value is not None}
-    if config.max_model_len is not None:
-        # To score a text TGI must generate a token behind it.
-        room = 1 if native.get("enable_prefill_logprobs") else 0
-        values |= {"max_total_tokens": config.max_model_len + room, "max_input_tokens": config.max_model_len - 1 + room}
-    _check_surroundings(surroundings, values)
-    return Arguments(values | native, _environment(config))
+    check_surroundings(surroundings, values | native)
+    return Arguments(values | native, variables(config))
 
 
 def _unsupported(name: str, message: str, supported: tuple[str, ...] = ()) -> UnsupportedParameter:
@@ -99,6 +108,9 @@ def _dtype(config: EngineConfig, model: ModelFiles) -> str | None:
             raise InvalidConfig("dtype: TGI takes it or quantization, not both", field="dtype")
         return None
     if config.dtype != "auto":
+        if "quantization_config" in model.config:
+            # The launcher makes --quantize of it, which the server refuses beside --dtype.
+            raise _unsupported("dtype", "TGI takes none for a checkpoint that is quantised", ("auto",))
         return config.dtype
     if "quantization_config" in model.config or "compression_config" in model.config:
         return None
@@ -119,19 +131,18 @@ def _kv_dtype(config: EngineConfig) -> str | None:
     return wanted
 
 
-def _capacity(config: EngineConfig) -> int | None:
-    capacity, context = config.kv_cache.capacity_tokens, config.max_model_len
-    if capacity is not None and config.kv_cache.gpu_memory_fraction is not None:
-        raise InvalidConfig(
-            "kv_cache.capacity_tokens: it is instead of gpu_memory_fraction; give one of the two",
-            field="kv_cache.capacity_tokens",
-        )
-    if capacity is not None and context is not None and capacity < context:
-        raise InvalidConfig(
-            f"kv_cache.capacity_tokens: {capacity} tokens do not hold one context of {context} (max_model_len)",
-            field="kv_cache.capacity_tokens",
-        )
-    return capacity
+def _graphs(config: EngineConfig) -> tuple[int, ...] | None:
+    if config.execution == "eager":
+        return (0,)
+    if config.lora is not None:
+        # The graphs are captured without adapters, and replayed so: TGI means to switch them off, and does not
+        # (cli.py sets a variable of its own).
+        if config.execution == "graph":
+            raise _unsupported("execution", "TGI's graphs compute without the adapters of lora; leave it at auto")
+        return (0,)
+    if config.execution == "graph" and config.quantization in {"bitsandbytes", "exl2"}:
+        raise _unsupported("execution", f"TGI captures no graphs with {config.quantization}")
+    return _GRAPHS if config.execution == "graph" else None
 
 
 def _speculate(config: EngineConfig) -> int | None:
@@ -142,44 +153,3 @@ def _speculate(config: EngineConfig) -> int | None:
         if name in set(wanted.changed()):
             raise _unsupported(f"speculative.{name}", "TGI looks up the last token alone, always")
     return wanted.num_speculative_tokens
-
-
-def _adapters(config: EngineConfig, model: ModelFiles) -> str | None:
-    if config.lora is None:
-        return None
-    for name, folder in model.loras.items():
-        if any(sign in f"{name}{folder}" for sign in ",=@"):
-            raise _unsupported(
-                f"lora.adapters.{name}",
-                "TGI's list of adapters has no room for the characters , = @ in names and folders",
-            )
-        check_adapter_rank(name, folder, config.lora.max_rank)
-    check_adapters_in_one_batch("TGI", config.lora)
-    return ",".join(f"{name}={folder}" for name, folder in model.loras.items()) or None
-
-
-def _environment(config: EngineConfig) -> dict[str, str]:
-    """What TGI has variables for, and no arguments."""
-    variables: dict[str, str] = {}
-    if config.scheduling.chunked_prefill is not None:
-        variables["PREFILL_CHUNKING"] = "1" if config.scheduling.chunked_prefill else "0"
-    if config.kv_cache.prefix_caching is not None:
-        variables["PREFIX_CACHING"] = "true" if config.kv_cache.prefix_caching else "0"
-    return variables
-
-
-def _check_surroundings(surroundings: Mapping[str, str], values: Mapping[str, Any]) -> None:
-    """An argument that is not given is taken from a variable of its name: not where a field of ours decides it."""
-    for name, field in OWNED.items():
-        variable = name.upper()
-        if field and name not in values and variable in surroundings:
-            raise InvalidConfig(
-                f"{field}: the variable {variable}={surroundings[variable]} would decide it; unset it, use the field",
-                field=field,
-            )
-    for variable, field in (
-        ("PREFILL_CHUNKING", "scheduling.chunked_prefill"),
-        ("PREFIX_CACHING", "kv_cache.prefix_caching"),
-    ):
-        if variable in surroundings:
-            raise InvalidConfig(f"{field}: the variable {variable} is set; unset it, and use the field", field=field)

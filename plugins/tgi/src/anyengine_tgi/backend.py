@@ -78,7 +78,9 @@ class TgiBackend(Backend):
     ) -> None:
         self._client = client
         self._prompts = prompts
-        self._generation = generation.Generation(client, prompts)
+        self._generation = generation.Generation(
+            client, prompts, max_input_tokens=info.max_input_tokens, vocabulary=vocabulary_size(model)
+        )
         self._process = process
         self._server = info
         self._speculative = config.speculative is not None
@@ -115,7 +117,7 @@ class TgiBackend(Backend):
     # -- requests ---------------------------------------------------------------------------------
 
     def validate(self, request: TokenRequest) -> None:
-        requests.check(request, max_input_tokens=self._server.max_input_tokens)
+        requests.check(request, max_input_tokens=self._server.max_input_tokens, dtype=self._info.dtype)
         self._prompts.text(request)
 
     def stream(self, request: TokenRequest) -> AsyncIterator[TokenDelta]:
@@ -185,7 +187,7 @@ class TgiBackend(Backend):
             max_tokens=1,
             prompt_logprobs=logprobs,
         )
-        requests.check(wanted, max_input_tokens=self._server.max_input_tokens)
+        requests.check(wanted, max_input_tokens=self._server.max_input_tokens, dtype=self._info.dtype)
         text = self._prompts.text_of(ids, None)
         async with self._place():
             await self._prompts.prove(text, ids)
@@ -250,9 +252,15 @@ class TgiBackend(Backend):
 
 
 def _context(config: EngineConfig, info: Info, *, prefill: bool) -> int:
-    """The server's context, or less if asked for; where it scores, one token less, for TGI always generates one."""
+    """The server's context, or less if asked for; where it scores, one token less, for TGI always generates one.
+
+    Where TGI itself found out how much fits in memory, a request that fills it has no room for drafts, which TGI sets
+    aside for each: it would wait for ever, and all behind it.
+    """
     own = info.max_total_tokens - (1 if prefill else 0)
     wanted = config.max_model_len
-    if wanted is not None and wanted > own:
+    if wanted is None:
+        return own - (config.speculative.num_speculative_tokens if config.speculative is not None else 0)
+    if wanted > own:
         raise InvalidConfig(f"max_model_len: {wanted} is more than the server's {own}", field="max_model_len")
-    return wanted or own
+    return wanted

@@ -20,7 +20,6 @@ MAX_LOGPROBS = 5
 CONFIG = frozenset({
     "devices",
     "execution",
-    "kv_cache.capacity_tokens",
     "kv_cache.dtype",
     "kv_cache.gpu_memory_fraction",
     "kv_cache.prefix_caching",

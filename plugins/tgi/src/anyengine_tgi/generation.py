@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from anyengine.errors import UnsupportedParameter
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PIECE", "Generation"]
 
-#: Tokens after which TGI starts a longer request anew, from its text (``DEFAULT_GENERATION_LENGTH`` of its router).
+#: Most tokens of one request. TGI works a longer one off in pieces of so many (``DEFAULT_GENERATION_LENGTH`` of its
+#: router), each of which is due all of ``max_new_tokens`` again, with the same random numbers: so it goes too far, or
+#: ends where the next whole piece no longer fits the context. What is longer is put together here.
 PIECE = 1024
 _REASONS: dict[FinishReason, Reason] = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
 
@@ -36,11 +39,15 @@ class Generation:
     Args:
         client: to the server.
         prompts: proves what the server computed.
+        max_input_tokens: the server's bound of a prompt.
+        vocabulary: tokens that there are.
     """
 
-    def __init__(self, client: ServerClient, prompts: Prompts) -> None:
+    def __init__(self, client: ServerClient, prompts: Prompts, *, max_input_tokens: int, vocabulary: int) -> None:
         self._client = client
+        self._vocabulary = vocabulary
         self._prompts = prompts
+        self._max_input_tokens = max_input_tokens
 
     async def streamed(self, request: TokenRequest, text: str) -> AsyncGenerator[TokenDelta]:
         """The deltas of a request, token by token.
@@ -50,26 +57,34 @@ class Generation:
             text: its prompt, proven to give its tokens.
         """
         sequence = Sequence(request)
-        generated: list[int] = []
-        body = {"inputs": text, "parameters": parameters(request)}
-        async with self._client.events("/generate_stream", body) as events:
-            async for event in events:
-                chunk = events.decoded(event, STREAM_DECODER)
-                if chunk.error is not UNSET:
-                    raise events.error(event)
-                if chunk.details is not None:
-                    self._prompts.check_length(request, chunk.details.input_length)
-                delta = sequence.take(*self._taken(chunk, request))
-                if delta is not None:
-                    generated += delta.token_ids
-                    yield delta
-                if sequence.finished:
+        so_far = list(request.prompt_token_ids)
+        for number in count():
+            piece = min(request.max_tokens - sequence.total, PIECE)
+            asked = parameters(request, vocabulary=self._vocabulary, max_new_tokens=piece, piece=number)
+            body = {"inputs": text, "parameters": asked}
+            before = len(so_far)
+            async with self._client.events("/generate_stream", body) as events:
+                async for event in events:
+                    chunk = events.decoded(event, STREAM_DECODER)
+                    if chunk.error is not UNSET:
+                        raise events.error(event)
                     if chunk.details is not None:
-                        await drain(events)
-                    return
-                if len(generated) % PIECE == 0:
-                    self._check_continuation(request, text, generated)
-            raise events.cut_off()
+                        self._prompts.check_length(before, chunk.details.input_length)
+                    ids, entries, reason = self._taken(chunk, request)
+                    so_far += ids
+                    whole = reason == "length" and len(so_far) - before == piece
+                    delta = sequence.take(ids, entries, None if whole else reason)
+                    if delta is not None:
+                        yield delta
+                    if whole or sequence.finished:
+                        if chunk.details is not None:
+                            await drain(events)
+                        break
+                else:
+                    raise events.cut_off()
+            if sequence.finished:
+                return
+            text = await self._continued(request, text, so_far, len(so_far) - before)
 
     @staticmethod
     def _taken(
@@ -83,19 +98,30 @@ class Generation:
         reason = None if chunk.details is None else _REASONS[chunk.details.finish_reason]
         return [chunk.token.id], entries, reason
 
-    def _check_continuation(self, request: TokenRequest, text: str, generated: list[int]) -> None:
-        if request.structured is None and self._prompts.continues(text, request.prompt_token_ids, generated):
-            return
-        what = "starts the constraint again" if request.structured is not None else "makes other tokens of it"
+    async def _continued(self, request: TokenRequest, text: str, so_far: list[int], new: int) -> str:
+        """The text of prompt and completion so far, as the prompt of the next piece, proven like the first."""
+        if request.structured is not None:
+            what = "a constraint would start again"
+        elif len(so_far) > self._max_input_tokens:
+            what = f"the server takes prompts of at most {self._max_input_tokens} tokens"
+        else:
+            try:
+                longer = self._prompts.continuation(text, so_far, new)
+                await self._prompts.prove(longer, so_far)
+            except UnsupportedParameter as error:
+                what = f"no text gives its tokens again ({error.message})"
+            else:
+                return longer
+        generated = len(so_far) - len(request.prompt_token_ids)
         raise UnsupportedParameter(
-            f"max_tokens: after {len(generated)} tokens TGI starts a request anew with its text so far, and {what}; "
-            f"ask for at most {PIECE} at a time",
+            f"max_tokens: after {generated} tokens TGI has to be asked anew, with the text so far, and {what}; ask for "
+            f"at most {PIECE} at a time",
             field="max_tokens",
         )
 
     async def whole(self, request: TokenRequest, text: str) -> AsyncGenerator[TokenDelta]:
         """The same as one delta, of an answer that comes at once."""
-        body = {"inputs": text, "parameters": parameters(request)}
+        body = {"inputs": text, "parameters": parameters(request, vocabulary=self._vocabulary)}
         details = (await self._client.post_json("/generate", body, GenerateResponse)).details
         if details is None:
             raise MalformedAnswer("TGI answered without details")

@@ -9,12 +9,17 @@ from anyengine.errors import InvalidConfig
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ARGUMENTS", "OWNED", "PROGRAM", "flags", "native_flags"]
+__all__ = ["ARGUMENTS", "INEFFECTIVE", "OWNED", "PROGRAM", "flags", "native_flags"]
 
 PROGRAM = "text-generation-launcher"
 
 #: How a value is written: a flag without one, a switch with ``true`` or ``false``, numbers joined by commas, …
 Kind = Literal["flag", "bool", "int", "float", "str", "ints", "strs"]
+
+#: What the launcher takes and the server does not look at, and what happens instead.
+INEFFECTIVE: Mapping[str, str] = {
+    "max_batch_total_tokens": "TGI's cache is as large as memory lets it be (kv_cache.gpu_memory_fraction)"
+}
 
 #: Every argument of TGI 3.3.7 that takes effect on a server, by the name of its environment variable in lower case.
 ARGUMENTS: dict[str, Kind] = {
@@ -36,7 +41,6 @@ ARGUMENTS: dict[str, Kind] = {
     "master_port": "int",
     "max_batch_prefill_tokens": "int",
     "max_batch_size": "int",
-    "max_batch_total_tokens": "int",
     "max_best_of": "int",
     "max_client_batch_size": "int",
     "max_concurrent_requests": "int",
@@ -85,7 +89,6 @@ OWNED: Mapping[str, str] = {
     "master_port": "",
     "max_batch_prefill_tokens": "scheduling.max_num_batched_tokens",
     "max_batch_size": "scheduling.max_num_seqs",
-    "max_batch_total_tokens": "kv_cache.capacity_tokens",
     "max_concurrent_requests": "scheduling.max_num_seqs",
     "max_input_length": "max_model_len",
     "max_input_tokens": "max_model_len",
@@ -148,6 +151,8 @@ def native_flags(native: Mapping[str, Any]) -> dict[str, Any]:
         if name in OWNED:
             instead = f"use {OWNED[name]}" if OWNED[name] else "anyengine sets it, and depends on it"
             raise InvalidConfig(f"{field}: {instead}", field=field)
+        if name in INEFFECTIVE:
+            raise InvalidConfig(f"{field}: has no effect; {INEFFECTIVE[name]}", field=field)
         if name not in ARGUMENTS:
             raise InvalidConfig(f"{field}: {PROGRAM} has no argument of that name", field=field)
         if not _fits(ARGUMENTS[name], value):

@@ -6,6 +6,7 @@ template) another text has to be found: the same without the beginning-of-sequen
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from anyengine.errors import EngineStartupError, UnsupportedParameter
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Prompts"]
 
+#: What the router of TGI takes for a picture (``router/src/validation.rs``, ``prepare_input``).
+_PICTURE = re.compile(r"!\[\]\([^)]*\)")
 #: Proven prompts that are remembered.
 _REMEMBERED = 512
 #: Characters of a prompt that is remembered.
@@ -34,11 +37,13 @@ class Prompts:
     Args:
         tokenizer: the SDK's, of the same files.
         client: to the server.
+        pictures: whether the server takes parts of a text for pictures, and fetches them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, client: ServerClient) -> None:
+    def __init__(self, tokenizer: Tokenizer, client: ServerClient, *, pictures: bool = False) -> None:
         self._tokenizer = tokenizer
         self._client = client
+        self._pictures = pictures
         self._proven: dict[str, tuple[int, ...]] = {}
 
     def text(self, request: TokenRequest) -> str:
@@ -52,8 +57,13 @@ class Prompts:
     def text_of(self, token_ids: list[int], text: str | None) -> str:
         """The same, of tokens and of what is known of their text."""
         for candidate in self._candidates(token_ids, text):
-            if self._encode(candidate) == token_ids:
-                return candidate
+            if self._encode(candidate) != token_ids:
+                continue
+            if self._pictures and (found := _PICTURE.search(candidate)):
+                raise UnsupportedParameter(
+                    f"prompt: TGI takes {found[0][:80]!r} for a picture, and would fetch it", field="prompt"
+                )
+            return candidate
         raise UnsupportedParameter(
             f"prompt: TGI takes text only and adds special tokens to it, and no text gives these {len(token_ids)} "
             "tokens then",
@@ -123,20 +133,25 @@ class Prompts:
         )
 
     @staticmethod
-    def check_length(request: TokenRequest, length: int) -> None:
-        """Hold the number of tokens that the server computed against the prompt's.
+    def check_length(due: int, length: int) -> None:
+        """Hold the number of tokens that the server counted against the prompt's.
 
         Raises:
             MalformedAnswer: they differ.
         """
-        due = len(request.prompt_token_ids)
         if length != due:
             raise MalformedAnswer(f"TGI computed a prompt of {length} tokens where {due} were due")
 
-    def continues(self, text: str, token_ids: list[int], generated: list[int]) -> bool:
-        """Whether the text of prompt and completion so far, encoded again, gives the same tokens.
+    def continuation(self, text: str, token_ids: list[int], new: int) -> str:
+        """The text that gives the tokens of a prompt and of what was generated behind it.
 
-        After each 1,024 tokens TGI starts a long request anew with that text.
+        Args:
+            text: gives all of the tokens but the new ones.
+            token_ids: all of them.
+            new: how many were generated.
+
+        Raises:
+            UnsupportedParameter: there is none.
         """
-        so_far = self._tokenizer.decode(generated, skip_special_tokens=True)
-        return self._encode(text + so_far) == [*token_ids, *generated]
+        # A decoder may treat what comes first otherwise (the space before it): then all are decoded together.
+        return self.text_of(token_ids, text + self._tokenizer.decode(token_ids[-new:], skip_special_tokens=False))

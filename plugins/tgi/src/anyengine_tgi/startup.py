@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -35,6 +36,7 @@ from anyengine_tgi.arguments import launcher_arguments
 from anyengine_tgi.backend import TgiBackend
 from anyengine_tgi.errors import tgi_error
 from anyengine_tgi.launcher import PROGRAM, flags
+from anyengine_tgi.models import reads_images
 from anyengine_tgi.prompts import Prompts
 from anyengine_tgi.wire import GenerateResponse, Info
 
@@ -51,6 +53,9 @@ _READ_TIMEOUT = 300.0
 _READY_SECONDS = 5.0
 #: Seconds that it is given to end by itself.
 _PATIENCE = 15.0
+#: For want of memory, in the words of the shards, of the router (which writes its errors as Rust's ``Debug`` does), and
+#: of its check when what fits is known (``backends/v3/src/main.rs``).
+_MEMORY = re.compile(r"(?i)out of memory|not enough memory|NotEnoughMemory|must be <= `max_batch_total_tokens`")
 
 
 async def load_backend(config: EngineConfig, model: ModelFiles) -> TgiBackend:
@@ -79,7 +84,7 @@ async def _attach(config: EngineConfig, model: ModelFiles, tokenizer: Tokenizer)
 
 
 async def _launch(config: EngineConfig, model: ModelFiles, tokenizer: Tokenizer) -> TgiBackend:
-    program = shutil.which(PROGRAM)
+    program = _program()
     arguments = launcher_arguments(config, model, os.environ)
     if program is None:
         raise EngineStartupError(
@@ -95,16 +100,18 @@ async def _launch(config: EngineConfig, model: ModelFiles, tokenizer: Tokenizer)
         "master_port": free_port(),
         "shard_uds_path": str(place / "shard"),
     }
-    # The key goes by a variable: a command line can be read by every user of the machine.
+    # The key goes by a variable, for a command line can be read by every user of the machine; that TGI's launcher
+    # writes it on that of its router cannot be helped.
     environment = {**os.environ, **arguments.environment, "API_KEY": token}
     client = ServerClient(
         ServerOptions(url=f"http://127.0.0.1:{port}", token=token, read_timeout=_READ_TIMEOUT), tgi_error
     )
     process: ServerProcess | None = None
     try:
-        process = await ServerProcess.start(
-            [program, *flags(arguments.values | own)], name="tgi", environment=environment
-        )
+        # Its router writes the tokenizer to a folder ``out`` where it works, and reads what it finds there: two engines
+        # in one folder would have each other's (``router/src/server.rs``, ``py_resolve_tokenizer``).
+        command = [program, *flags(arguments.values | own)]
+        process = await ServerProcess.start(command, name="tgi", environment=environment, folder=place)
         await process.ready(lambda: _is_ready(client))
         backend = await _learn(config, model, tokenizer, client, process, arguments.values.get("dtype"))
     except BaseException as error:
@@ -120,6 +127,12 @@ async def _launch(config: EngineConfig, model: ModelFiles, tokenizer: Tokenizer)
     return backend
 
 
+def _program() -> str | None:
+    """The launcher, wherever one works: the path may name folders from here."""
+    found = shutil.which(PROGRAM)
+    return None if found is None else str(Path(found).absolute())
+
+
 async def _is_ready(client: ServerClient) -> bool:
     try:
         await client.get("/health", timeout=_READY_SECONDS)
@@ -130,11 +143,10 @@ async def _is_ready(client: ServerClient) -> bool:
 
 def _startup_error(error: EngineDied) -> AnyEngineError:
     """What a launcher that ended means, by what it wrote last."""
-    text = "\n".join(error.log_tail)
-    if "out of memory" in text.lower() or "Not enough memory" in text:
+    if _MEMORY.search("\n".join(error.log_tail)):
         return OutOfMemory(
             f"memory did not suffice: {error.message}; give more (kv_cache.gpu_memory_fraction), or ask for less "
-            "(kv_cache.capacity_tokens, max_model_len, scheduling.max_num_batched_tokens)"
+            "(max_model_len, scheduling.max_num_batched_tokens)"
         )
     last = [line for line in error.log_tail if "ERROR" in line or "Error" in line]
     words = f": {last[-1].strip()}" if last else ""
@@ -151,7 +163,7 @@ async def _learn(
 ) -> TgiBackend:
     """Ask the server what it is, and whether it counts tokens as we do."""
     info = await client.get_json("/info", Info)
-    prompts = Prompts(tokenizer, client)
+    prompts = Prompts(tokenizer, client, pictures=reads_images(model))
     await prompts.probe(model.name)
     launched = process is not None
     prefill = bool(config.native.get("enable_prefill_logprobs")) if launched else await _gives_prefill(client)
