@@ -249,6 +249,16 @@ async def test_an_end_token_that_is_left_out_is_put_back_and_not_twice():
         assert outputs.Reader(request, cached_tokens=False).read(Result).token_ids == found
 
 
+@pytest.mark.parametrize("sampler", ["TRTLLMSampler", "TorchSampler"])
+async def test_a_stop_token_that_is_the_last_token_allowed_stops(load, expected, sampler):
+    # The sampler in PyTorch says of it that the length ended the sequence.
+    length, stop = next((n + 1, t) for n, t in enumerate(expected.token_ids) if n and t not in expected.token_ids[:n])
+    async with load(native={"sampler_type": sampler}) as engine:
+        answer = await engine.generate(PROMPT, sampling=GREEDY, max_tokens=length, stop_token_ids=[stop])
+        assert answer.token_ids == expected.token_ids[:length]
+        assert (answer.finish_reason, answer.stop_reason) == ("stop", stop)
+
+
 async def test_a_failure_of_one_request_is_raised_from_its_own_stream(simulated, load, monkeypatch):
     async with load() as engine:
         llm, generate = simulated.made[-1], simulated.made[-1].generate_async

@@ -118,22 +118,28 @@ class RequestOutput:
         self.cached_tokens = delta.finish.cached_tokens or 0
         output.finish_reason = _REASONS[delta.finish.reason]
         if delta.finish.reason == "stop":
-            self._ended(output)
+            if not self._llm.in_cpp and self._by_stop_word(output) and output.length >= params.max_tokens:
+                # That sampler looks at the length after the stop words, and at its own end token after both.
+                output.finish_reason = "length"
+            else:
+                self._ended(output)
         if delta.finish.reason != "abort":
             await asyncio.to_thread(self._give_logits, output)
         if params.return_perf_metrics:
             raise NotImplementedError
 
+    def _by_stop_word(self, output: Any) -> bool:
+        """Whether the last token is a stop word, and not the engine's own end token."""
+        return output.token_ids[-1] != (-1 if self._params.ignore_eos else self._params.end_id)
+
     def _ended(self, output: Any) -> None:
         """By the engine's own end token, which the sampler in C++ leaves out, or by a stop word, which is cut off."""
-        params, last = self._params, output.token_ids[-1]
-        end = -1 if params.ignore_eos else params.end_id
-        if last == end:
+        if not self._by_stop_word(output):
             if self._llm.in_cpp:
                 output.token_ids.pop()
             return
-        output.stop_reason = last
-        if not params.include_stop_str_in_output:
+        output.stop_reason = output.token_ids[-1]
+        if not self._params.include_stop_str_in_output:
             output.token_ids.pop()
 
     def _give_logits(self, output: Any) -> None:
