@@ -158,6 +158,8 @@ TENSORRT = {"backend": "tensorrt"}
         ({"kv_cache": {"capacity_tokens": 100}, "max_model_len": 101}, InvalidConfig, "kv_cache.capacity_tokens"),
         ({"max_model_len": 2000}, InvalidConfig, "max_model_len"),
         ({"quantization": "fp8"}, UnsupportedParameter, "quantization"),
+        # The PyTorch backend takes the argument, and computes in what the checkpoint says: bfloat16, if nothing.
+        ({"dtype": "float16"}, UnsupportedParameter, "dtype"),
         ({"execution": "eager", "native": TENSORRT}, UnsupportedParameter, "execution"),
         ({"speculative": {"method": "eagle", "model": "d"}}, UnsupportedParameter, "speculative.method"),
         ({"speculative": {"method": "ngram"}, "native": TENSORRT}, UnsupportedParameter, "speculative.method"),
@@ -195,6 +197,29 @@ def test_what_cannot_be_honoured_is_refused_by_name(arguments, fields, error, na
         arguments(**fields)
     assert caught.value.field == named
     assert caught.value.message.startswith(named)
+
+
+def test_a_checkpoint_runs_in_its_own_type_only_and_a_built_engine_in_the_one_asked_for(arguments, model):
+    half = replace(model, config=model.config | {"dtype": "float16"})
+    assert arguments(half, dtype="float16")["dtype"] == "float16"
+    assert arguments(half, dtype="bfloat16", native=TENSORRT)["dtype"] == "bfloat16"
+    with pytest.raises(UnsupportedParameter) as caught:
+        arguments(half, dtype="bfloat16")
+    assert (caught.value.field, set(caught.value.supported)) == ("dtype", {"auto", "float16"})
+
+
+@pytest.mark.parametrize("place", ["model", "draft"])
+def test_code_of_a_checkpoint_is_run_only_if_it_is_trusted(arguments, model, place):
+    # The PyTorch backend would run it all the same.
+    bringing = replace(model, config=model.config | {"auto_map": {"AutoConfig": "configuration_x.XConfig"}})
+    files = bringing if place == "model" else replace(model, draft=bringing)
+    fields = {} if place == "model" else {"speculative": DRAFTED}
+    with pytest.raises(UnsupportedParameter) as caught:
+        arguments(files, **fields)
+    assert caught.value.field == "trust_remote_code"
+    assert arguments(files, trust_remote_code=True, **fields)["trust_remote_code"] is True
+    if place == "model":
+        assert arguments(files, native=TENSORRT)["trust_remote_code"] is False
 
 
 def test_a_model_that_does_not_say_its_context_needs_one(arguments, model):

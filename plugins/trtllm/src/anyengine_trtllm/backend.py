@@ -22,6 +22,7 @@ from anyengine_trtllm.errors import mapped, request_error
 from anyengine_trtllm.grammar import GrammarChecker
 from anyengine_trtllm.live import LiveRequests
 from anyengine_trtllm.lora import Adapters
+from anyengine_trtllm.pytorch import stored_dtype
 from anyengine_trtllm.startup import Running, start, stop
 from anyengine_trtllm.stats import Recorder
 
@@ -87,7 +88,7 @@ class TrtllmBackend(Backend):
         vocab_size = model.config.get("vocab_size")
         if not isinstance(vocab_size, int):
             raise InvalidConfig("model: its config.json does not say how large the vocabulary is", field="model")
-        own = own_dtype(model.config)
+        own = own_dtype(model.config) if options.tensorrt else stored_dtype(model)
         return BackendInfo(
             capabilities=narrowed(config, options, model, vocab_size=vocab_size, prefix_caching=self._prefix_caching),
             max_model_len=length,

@@ -9,9 +9,8 @@ from anyengine.backend.memory import free_fraction, weight_bytes
 from anyengine.errors import InvalidConfig
 
 from anyengine_trtllm.capabilities import QUANTIZATION
-from anyengine_trtllm.checkpoint import own_quantization
-from anyengine_trtllm.checks import unsupported
 from anyengine_trtllm.options import NESTED, SPECULATION
+from anyengine_trtllm.pytorch import check_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -114,7 +113,7 @@ def _scheduler(fields: dict[str, Any], library: Library) -> dict[str, Any]:
 
 
 def _pytorch(config: EngineConfig, model: ModelFiles, options: Options, library: Library) -> dict[str, Any]:
-    _check_own_quantization(config, model)
+    check_checkpoint(config, model)
     values: dict[str, Any] = {
         "sampler_type": options.sampler,
         "enable_iter_perf_stats": True,
@@ -228,20 +227,6 @@ def _speculation(config: EngineConfig, model: ModelFiles, options: Options, libr
         return library.make("DraftTargetDecodingConfig", **length, speculative_model=str(model.draft.path))
     one_model = {"eagle3_one_model": True} if wanted.method == "eagle3" else {}
     return library.make("EagleDecodingConfig", **length, speculative_model=str(model.draft.path), **one_model)
-
-
-def _check_own_quantization(config: EngineConfig, model: ModelFiles) -> None:
-    """PyTorch runs a checkpoint as ModelOpt made it; the field can only say again what that is."""
-    if config.quantization is None:
-        return
-    own = own_quantization(model)
-    if own != config.quantization:
-        raise unsupported(
-            "quantization",
-            f"the PyTorch backend runs a checkpoint as it is, and this one is {own or 'not quantised'}; use one that "
-            "ModelOpt has quantised, or native.backend 'tensorrt', which quantises while it builds",
-            () if own is None else {own},
-        )
 
 
 def _lora(wanted: LoRAConfig, model: ModelFiles, library: Library) -> dict[str, Any]:
