@@ -149,6 +149,7 @@ async def test_requests_name_their_adapter(simulated, simulation, storyteller, t
 
     monkeypatch.setattr(simulation.SimulatedLLM, "generate_async", watched)
     backend = await plugin.load(*_loading(storyteller, tmp_path))
+    seen.clear()
     try:
         await backend.load_lora("b", tmp_path / "b")
         await backend.generate(_request(lora="a"))

@@ -14,8 +14,10 @@ from anyengine.backend.logits import row_logprobs
 from anyengine.errors import EngineClosed, EngineDied, InvalidConfig, PluginError, UnsupportedCapability
 from anyengine.outputs import Score
 from anyengine.request import SamplingParams
+from msgspec.structs import replace
 
 from anyengine_trtllm import request as requests
+from anyengine_trtllm.arrived import check_cache
 from anyengine_trtllm.capabilities import narrowed
 from anyengine_trtllm.config import MAX_NUM_TOKENS, chunked_prefill, max_model_len, prefix_caching
 from anyengine_trtllm.errors import mapped, request_error
@@ -23,6 +25,7 @@ from anyengine_trtllm.grammar import GrammarChecker
 from anyengine_trtllm.live import LiveRequests
 from anyengine_trtllm.lora import Adapters
 from anyengine_trtllm.pytorch import stored_dtype
+from anyengine_trtllm.reports import Reports
 from anyengine_trtllm.startup import Running, start, stop
 from anyengine_trtllm.stats import Recorder
 
@@ -36,16 +39,13 @@ if TYPE_CHECKING:
 
 __all__ = ["TrtllmBackend", "load_backend"]
 
-#: Seconds that a call waits for iterations that were not reported yet. TensorRT-LLM says that there are no more only
-#: by letting its time run out.
-_STATS_WAIT = 0.02
-
 
 async def load_backend(config: EngineConfig, model: ModelFiles) -> TrtllmBackend:
     """Bring TensorRT-LLM up, with the adapters that were asked for."""
     running = await start(config, model)
     try:
-        return TrtllmBackend(config, model, running)
+        backend = TrtllmBackend(config, model, running)
+        await backend.check()
     except BaseException as error:
         with anyio.CancelScope(shield=True):
             await stop(running)
@@ -53,6 +53,7 @@ async def load_backend(config: EngineConfig, model: ModelFiles) -> TrtllmBackend
         if found is None or found is error:
             raise
         raise found from error
+    return backend
 
 
 class TrtllmBackend(Backend):
@@ -68,9 +69,12 @@ class TrtllmBackend(Backend):
         self._ids = count()
         self._closed = False
         self._recorder = Recorder()
-        self._reporting = asyncio.Lock()
         self._prefix_caching = prefix_caching(config)
-        self._live = LiveRequests(self._recorder, cached_tokens=self._prefix_caching)
+        options = running.options
+        events = bool(options.kv_cache.get("event_buffer_max_size")) and self._prefix_caching
+        self._reports = None if options.tensorrt else Reports(self._llm, self._recorder, events=events)
+        # A built engine counts none, and its results say 0.
+        self._live = LiveRequests(self._recorder, cached_tokens=self._prefix_caching and not options.tensorrt)
         self._adapters = Adapters(running.library.lora_request, config.lora)
         for name, folder in model.loras.items():
             self._adapters.load(name, folder)
@@ -103,6 +107,24 @@ class TrtllmBackend(Backend):
     def info(self) -> BackendInfo:
         return self._info
 
+    async def check(self) -> None:
+        """Let it generate one token, and hold what it reports against what was asked for.
+
+        A built engine does not report; and a context of one token has no room for a prompt and an answer.
+
+        Raises:
+            UnsupportedParameter, InvalidConfig, OutOfMemory: names the field.
+        """
+        if self._reports is None or self._info.max_model_len == 1:
+            return
+        # A salt of its own: nothing that is asked later finds this in the cache.
+        await self._send(_one_token("first", [0], secrets.token_hex(8)), streaming=False).aresult()
+        first = await self._reports.first()
+        if first is not None:
+            self._recorder.start(first)
+            length = check_cache(self._config, self._info.max_model_len, first["kvCacheStats"])
+            self._info = replace(self._info, max_model_len=length)
+
     # -- requests ---------------------------------------------------------------------------------
 
     def validate(self, request: TokenRequest) -> None:
@@ -113,7 +135,13 @@ class TrtllmBackend(Backend):
     def stream(self, request: TokenRequest) -> AsyncIterator[TokenDelta]:
         # Logits are asked for whole: what a streamed result has of them is nowhere documented.
         streaming = not _wants_logits(request)
-        return self._live.begin(request, lambda: self._send(request, streaming=streaming), streaming=streaming)
+        collector = self._live.begin(request, lambda: self._send(request, streaming=streaming), streaming=streaming)
+        self._follow()
+        return collector
+
+    def _follow(self) -> None:
+        if self._reports is not None:
+            self._reports.follow(self._live.__len__)
 
     def _send(self, request: TokenRequest, *, streaming: bool, score: bool = False) -> Any:
         """Hand a request over; returns at once, with what will be its result."""
@@ -139,18 +167,14 @@ class TrtllmBackend(Backend):
         # TensorRT-LLM always generates a token, for which a full context has no room. The logits that predict the last
         # one are those of the token before it: so it is left out of the prompt.
         *prompt, last = token_ids
-        request = TokenRequest(
-            id=f"score-{next(self._ids)}",
-            prompt_token_ids=prompt,
-            sampling=SamplingParams(temperature=0),
-            max_tokens=1,
-        )
+        request = _one_token(f"score-{next(self._ids)}", prompt)
         if self._closed:
             raise EngineClosed("trtllm was closed before it could score")
         if self._longest_prompt is not None:
             requests.check(request, self._running.options, longest_prompt=self._longest_prompt)
         try:
             result = self._send(request, streaming=False, score=True)
+            self._follow()
             try:
                 done = await result.aresult()
             except asyncio.CancelledError:
@@ -171,26 +195,14 @@ class TrtllmBackend(Backend):
     # -- the engine as a whole --------------------------------------------------------------------
 
     async def stats(self) -> EngineStats:
-        if not self._closed and not self._running.options.tensorrt:
-            async with self._reporting:
-                await self._report()
+        if self._reports is not None and not self._closed:
+            await self._reports.read()
         return self._recorder.snapshot(
             live=len(self._live),
-            reported=not self._running.options.tensorrt,
+            reported=self._reports is not None,
             speculative=self._running.options.speculates,
             prefix_caching=self._prefix_caching,
         )
-
-    async def _report(self) -> None:
-        """Take in the iterations, and the events if there are any, since the last time."""
-        try:
-            async for iteration in self._llm.get_stats_async(timeout=_STATS_WAIT):
-                self._recorder.record(iteration)
-            if self._running.options.kv_cache.get("event_buffer_max_size") and self._prefix_caching:
-                async for event in self._llm.get_kv_cache_events_async(timeout=_STATS_WAIT):
-                    self._recorder.record_event(event)
-        except Exception as error:
-            raise mapped(error) from error
 
     async def health(self) -> None:
         # Private, and what TensorRT-LLM's own server asks: there is no public way.
@@ -210,8 +222,17 @@ class TrtllmBackend(Backend):
         if self._closed:
             return
         self._closed = True
+        if self._reports is not None:
+            self._reports.close()
         await self._live.close()
         await stop(self._running)
+
+
+def _one_token(name: str, prompt: list[int], salt: str | None = None) -> TokenRequest:
+    """The request for the most likely next token."""
+    return TokenRequest(
+        id=name, prompt_token_ids=prompt, sampling=SamplingParams(temperature=0), max_tokens=1, cache_salt=salt
+    )
 
 
 def _wants_logits(request: TokenRequest) -> bool:

@@ -7,7 +7,9 @@ import copy
 import inspect
 import json
 import tempfile
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from anyengine_conformance.adapters import merge
@@ -16,7 +18,7 @@ from .executor import Executor
 from .torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 __all__ = ["RequestOutput", "SimulatedLLM"]
 
@@ -115,7 +117,8 @@ class RequestOutput:
         if delta.finish is None:
             return
         self._done = True
-        self.cached_tokens = delta.finish.cached_tokens or 0
+        # Results of the runtime in C++ have no such field: 0 stays.
+        self.cached_tokens = 0 if self._llm.tensorrt else delta.finish.cached_tokens or 0
         output.finish_reason = _REASONS[delta.finish.reason]
         if delta.finish.reason == "stop":
             if not self._llm.in_cpp and self._by_stop_word(output) and output.length >= params.max_tokens:
@@ -154,6 +157,35 @@ class RequestOutput:
             output.generation_logits = Tensor(rows[prompt - 1 : prompt - 1 + output.length])
 
 
+class IterationResult:
+    """Iterations, or events, as they come; at its end when nothing came for so long, and until it is told otherwise."""
+
+    def __init__(self, drain: Callable[[], list[dict[str, Any]]]) -> None:
+        self._drain, self._timeout, self._done = drain, 2.0, False
+        self._waiting: deque[dict[str, Any]] = deque()
+
+    def set_timeout(self, timeout: float | None) -> None:
+        self._timeout = timeout
+
+    def mark_undone(self) -> None:
+        self._done = False
+
+    def __aiter__(self) -> IterationResult:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        if self._done:
+            raise StopAsyncIteration
+        self._waiting.extend(self._drain())
+        if not self._waiting:
+            await asyncio.sleep(self._timeout or 0)
+            self._waiting.extend(self._drain())
+        if not self._waiting:
+            self._done = True
+            raise StopAsyncIteration
+        return self._waiting.popleft()
+
+
 class SimulatedLLM:
     """``LLM`` of one of the two backends.
 
@@ -164,7 +196,7 @@ class SimulatedLLM:
     """
 
     def __init__(self, classes: dict[str, Any], facts: dict[str, Any], model: Any, *, tensorrt: bool, **kwargs: Any):
-        self.facts, self._classes, self._tensorrt = facts, classes, tensorrt
+        self.facts, self._classes, self.tensorrt = facts, classes, tensorrt
         self.request_error = classes["RequestError"]
         self._closed = False
         kind = classes["TrtLlmArgs" if tensorrt else "TorchLlmArgs"]
@@ -190,6 +222,7 @@ class SimulatedLLM:
         self._source_folder = source
         self._limits = limits
         self._events: list[dict[str, Any]] = []
+        self._executor = SimpleNamespace(_iter_stats_result=None, _iter_kv_events_result=None)
 
     def _source(self, model: Path) -> tuple[Path, dict[str, Any]]:
         """The checkpoint, and what an engine was built with."""
@@ -199,23 +232,23 @@ class SimulatedLLM:
         content = json.loads(file.read_text())
         if "build_config" not in content:
             return model, {}
-        if not self._tensorrt:
+        if not self.tensorrt:
             raise ValueError("an engine needs the TensorRT backend")
         return Path(content["simulated_source"]), content["build_config"]
 
     def _check_arguments(self, built: dict[str, Any]) -> None:
         args = self.args
-        if self._tensorrt and args.guided_decoding_backend not in (None, "xgrammar"):
+        if self.tensorrt and args.guided_decoding_backend not in (None, "xgrammar"):
             raise ValueError("the TensorRT backend has xgrammar only")
-        if self._tensorrt and args.kv_cache_config.dtype != "auto":
+        if self.tensorrt and args.kv_cache_config.dtype != "auto":
             raise AssertionError("kv_cache_config.dtype must be auto")
         if built and (args.build_config is not None or args.quant_config is not None):
             raise ValueError("an engine has been built already")
-        if args.speculative_config is not None and not self._tensorrt and str(args.sampler_type) == "TRTLLMSampler":
+        if args.speculative_config is not None and not self.tensorrt and str(args.sampler_type) == "TRTLLMSampler":
             raise ValueError("TRTLLMSampler does not support speculative decoding")
 
     def save(self, engine_dir: str) -> None:
-        if not self._tensorrt:
+        if not self.tensorrt:
             raise RuntimeError("only a built engine can be saved")
         folder = Path(engine_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -249,10 +282,11 @@ class SimulatedLLM:
             raise ValueError("guided_decoding_backend must be set")
         if lora_request is not None and not self.args.enable_lora:
             raise ValueError("lora_request needs enable_lora")
-        if self._tensorrt and (params.return_context_logits or params.return_generation_logits):
+        if self.tensorrt and (params.return_context_logits or params.return_generation_logits):
             raise ValueError("the engine was not built to return logits")
         if self.args.kv_cache_config.event_buffer_max_size:
             self._events.append({"event_id": len(self._events), "data": {"type": "stored"}})
+        self._expect_reports()
         executor = self.executor if lora_request is None else self._executor_of(Path(lora_request.lora_path))
         return RequestOutput(self, executor, list(inputs), params, streaming=streaming, salt=cache_salt)
 
@@ -264,18 +298,36 @@ class SimulatedLLM:
             self._adapted[str(adapter)] = Executor(merged, tokenizer, self.args, self._limits)
         return self._adapted[str(adapter)]
 
+    def _expect_reports(self) -> None:
+        """There are none before the first request; with each they are expected anew."""
+        executor = self._executor
+        if executor._iter_stats_result is None:
+            executor._iter_stats_result = IterationResult(self._iterations)
+            executor._iter_kv_events_result = IterationResult(self._drain_events)
+        executor._iter_stats_result.mark_undone()
+        executor._iter_kv_events_result.mark_undone()
+
+    def _iterations(self) -> list[dict[str, Any]]:
+        return [] if self.tensorrt or not self.args.enable_iter_perf_stats else self.executor.drain()
+
+    def _drain_events(self) -> list[dict[str, Any]]:
+        events, self._events = self._events, []
+        return events
+
     async def get_stats_async(self, timeout: float | None = 2) -> AsyncIterator[dict[str, Any]]:  # noqa: ASYNC109
-        if self._tensorrt or not self.args.enable_iter_perf_stats:
+        result = self._executor._iter_stats_result
+        if result is None:
             return
-        for iteration in self.executor.drain():
+        result.set_timeout(timeout)
+        async for iteration in result:
             yield iteration
-        await asyncio.sleep(timeout or 0)
 
     async def get_kv_cache_events_async(self, timeout: float | None = 2) -> AsyncIterator[dict[str, Any]]:  # noqa: ASYNC109
-        events, self._events = self._events, []
-        for event in events:
+        result = self._executor._iter_kv_events_result
+        assert result is not None, "KV Event IterationResult is not properly instantiated."
+        result.set_timeout(timeout)
+        async for event in result:
             yield event
-        await asyncio.sleep(timeout or 0)
 
     def _check_health(self) -> bool:
         return not self._closed
