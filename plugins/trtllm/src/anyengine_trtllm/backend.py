@@ -28,6 +28,7 @@ from anyengine_trtllm.pytorch import stored_dtype
 from anyengine_trtllm.reports import Reports
 from anyengine_trtllm.startup import Running, start, stop
 from anyengine_trtllm.stats import Recorder
+from anyengine_trtllm.switched_off import switched_off
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -69,8 +70,9 @@ class TrtllmBackend(Backend):
         self._ids = count()
         self._closed = False
         self._recorder = Recorder()
-        self._prefix_caching = prefix_caching(config)
         options = running.options
+        off = switched_off(config, model, options, running.library)
+        self._prefix_caching = prefix_caching(config, off)
         events = bool(options.kv_cache.get("event_buffer_max_size")) and self._prefix_caching
         self._reports = None if options.tensorrt else Reports(self._llm, self._recorder, events=events)
         # A built engine counts none, and its results say 0.
@@ -80,7 +82,7 @@ class TrtllmBackend(Backend):
             self._adapters.load(name, folder)
         length = max_model_len(config, model)
         step = config.scheduling.max_num_batched_tokens or MAX_NUM_TOKENS
-        self._longest_prompt = None if chunked_prefill(config, length, step) else step
+        self._longest_prompt = None if chunked_prefill(config, length, step, off) else step
         self._info = self._describe(model, length)
         self._grammars = None
         if self._info.capabilities.structured:
