@@ -17,6 +17,7 @@ from anyengine.request import SamplingParams
 from msgspec.structs import replace
 
 from anyengine_trtllm import request as requests
+from anyengine_trtllm.adapter import widest
 from anyengine_trtllm.arrived import check_cache
 from anyengine_trtllm.capabilities import narrowed
 from anyengine_trtllm.config import MAX_NUM_TOKENS, chunked_prefill, max_model_len, prefix_caching
@@ -77,7 +78,8 @@ class TrtllmBackend(Backend):
         self._reports = None if options.tensorrt else Reports(self._llm, self._recorder, events=events)
         # A built engine counts none, and its results say 0.
         self._live = LiveRequests(self._recorder, cached_tokens=self._prefix_caching and not options.tensorrt)
-        self._adapters = Adapters(running.library.lora_request, config.lora)
+        modules = widest(model.loras)[1] if model.loras else frozenset[str]()
+        self._adapters = Adapters(running.library.lora_request, config.lora, modules)
         for name, folder in model.loras.items():
             self._adapters.load(name, folder)
         length = max_model_len(config, model)

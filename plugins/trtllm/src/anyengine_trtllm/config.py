@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from anyengine.backend.adapters import check_adapter_rank
 from anyengine.backend.memory import free_fraction, weight_bytes
 from anyengine.errors import InvalidConfig
 
+from anyengine_trtllm.adapter import check_adapter, widest
 from anyengine_trtllm.capabilities import QUANTIZATION
 from anyengine_trtllm.options import NESTED, SPECULATION
 from anyengine_trtllm.pytorch import check_checkpoint
@@ -239,11 +239,12 @@ def _lora(wanted: LoRAConfig, model: ModelFiles, library: Library) -> dict[str, 
             "lora.adapters: name at least one; TensorRT-LLM learns from it which parts of the model adapters change",
             field="lora.adapters",
         )
-    for name, folder in model.loras.items():
-        check_adapter_rank(name, folder, wanted.max_rank)
+    name, modules = widest(model.loras)
+    for each, folder in model.loras.items():
+        check_adapter(each, folder, wanted.max_rank, modules)
     config = library.make(
         "LoraConfig",
-        lora_dir=[str(folder) for folder in model.loras.values()][:1],
+        lora_dir=[str(model.loras[name])],
         max_lora_rank=wanted.max_rank,
         max_loras=wanted.most_in_a_batch,
         max_cpu_loras=max(wanted.most_in_a_batch, len(wanted.adapters)),
