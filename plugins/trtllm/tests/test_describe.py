@@ -110,6 +110,13 @@ def test_what_the_sampler_in_pytorch_ignores_is_not_declared(loaded, fields):
     assert found.unseeded == "varies"
 
 
+@pytest.mark.parametrize("method", ["mtp", "eagle3"])
+def test_where_the_model_takes_its_tokens_itself_logits_are_not_biased(loaded, method):
+    fields = {"method": method, "model": None if method == "mtp" else "d"}
+    assert loaded(speculative=fields).sampling.isdisjoint({"allowed_token_ids", "logit_bias"})
+    assert {"allowed_token_ids", "logit_bias"} <= loaded(speculative={"method": "ngram"}).sampling
+
+
 def test_drafts_have_no_logits_and_no_grammars(loaded):
     found = loaded(speculative={"method": "ngram"})
     assert (found.logprobs, found.prompt_logprobs, found.score, found.structured) == (

@@ -192,6 +192,9 @@ def narrowed(
         request -= {"min_tokens"}
     if options.torch_sampler:
         sampling -= NOT_IN_TORCH_SAMPLER
+    if options.greedy_only:
+        # The model itself takes the most likely tokens, of logits that no sampler has seen (``SpecWorkerBase``).
+        sampling -= {"allowed_token_ids", "logit_bias"}
     # In PyTorch a checkpoint runs as it was made; these fields can only say again what that is.
     quantization = every.quantization if options.tensorrt else every.quantization & {own_quantization(model)}
     dtypes = every.dtypes if options.tensorrt else every.dtypes & {stored_dtype(model)}
