@@ -129,6 +129,30 @@ async def test_an_engine_is_built_saved_and_loaded(simulated, load, tmp_path, ex
     assert json.loads((tmp_path / "engine" / "config.json").read_text())["build_config"]["max_seq_len"] == 256
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"max_model_len": 512}, "max_model_len"),
+        ({"scheduling": {"max_num_seqs": 7}}, "scheduling.max_num_seqs"),
+        ({"scheduling": {"max_num_batched_tokens": 300}}, "scheduling.max_num_batched_tokens"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"quantization": "fp8"}, "quantization"),
+        ({"parallel": {"tensor": 2}}, "parallel.tensor"),
+    ],
+    ids=str,
+)
+async def test_an_engine_that_was_built_for_something_else_is_refused(load, tmp_path, fields, named):
+    native = {"backend": "tensorrt", "engine_dir": str(tmp_path / "engine")}
+    async with load(native=native, max_model_len=256):
+        pass
+    with pytest.raises(InvalidConfig) as caught:
+        async with load(native=native, **fields):
+            pass
+    assert caught.value.field == named
+    async with load(native=native) as engine:
+        assert engine.info.max_model_len == 256
+
+
 async def test_a_folder_with_something_else_is_refused(load, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InvalidConfig) as caught:

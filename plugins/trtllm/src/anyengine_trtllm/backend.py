@@ -83,7 +83,8 @@ class TrtllmBackend(Backend):
         for name, folder in model.loras.items():
             self._adapters.load(name, folder)
         length = max_model_len(config, model)
-        step = config.scheduling.max_num_batched_tokens or MAX_NUM_TOKENS
+        length = min(length, running.limits.get("max_seq_len", length))
+        step = running.limits.get("max_num_tokens") or config.scheduling.max_num_batched_tokens or MAX_NUM_TOKENS
         self._longest_prompt = None if chunked_prefill(config, length, step, off) else step
         self._info = self._describe(model, length)
         self._grammars = None

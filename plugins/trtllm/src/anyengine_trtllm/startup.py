@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from anyengine.backend.devices import check_visible_devices
@@ -35,12 +35,14 @@ class Running:
     """
 
     llm: Any
+        limits: of an engine that was built before, by the names of its ``BuildConfig``.
     library: Library
     options: Options
     arguments: dict[str, Any]
 
 
 async def start(config: EngineConfig, model: ModelFiles) -> Running:
+    limits: dict[str, int] = field(default_factory=dict[str, int])
     """Load a model; ready when this returns.
 
     Raises:
@@ -71,10 +73,10 @@ def _build(config: EngineConfig, model: ModelFiles, options: Options) -> Running
     check_arguments(options.arguments, library.argument_names)
     arguments = engine_arguments(config, model, options, library)
     if options.tensorrt:
-        llm, arguments = built.bring_up(library, options, arguments)
+        llm, arguments, limits = built.bring_up(library, config, options, arguments)
     else:
-        llm = library.llm(**arguments)
-    return Running(llm=llm, library=library, options=options, arguments=arguments)
+        llm, limits = library.llm(**arguments), {}
+    return Running(llm=llm, library=library, options=options, arguments=arguments, limits=limits)
 
 
 def _discard(work: asyncio.Future[Running]) -> None:

@@ -252,7 +252,18 @@ class SimulatedLLM:
             raise RuntimeError("only a built engine can be saved")
         folder = Path(engine_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        content = {"build_config": self._limits, "simulated_source": str(self._source_folder)}
+        args = self.args
+        algorithm = None if args.quant_config is None else args.quant_config.quant_algo
+        model = {
+            "dtype": "bfloat16" if args.dtype == "auto" else args.dtype,
+            "quantization": {"quant_algo": None if algorithm is None else str(algorithm)},
+            "mapping": {"tp_size": args.tensor_parallel_size, "pp_size": args.pipeline_parallel_size},
+        }
+        content = {
+            "build_config": self._limits,
+            "pretrained_config": model,
+            "simulated_source": str(self._source_folder),
+        }
         (folder / "config.json").write_text(json.dumps(content))
         (folder / "rank0.engine").write_bytes(b"simulated")
 
