@@ -325,6 +325,34 @@ async def test_an_executor_that_is_gone_is_told_by_health(simulated, load):
             await engine.health()
 
 
+async def test_requests_fail_when_a_process_of_the_executor_ends(simulated, load, monkeypatch):
+    # TensorRT-LLM itself would have them wait, and says that it is well.
+    async with load() as engine:
+        llm = simulated.made[-1]
+        generate, seen, both = llm.generate_async, [], asyncio.Event()
+        monkeypatch.setattr(llm.executor.core, "step", list)
+
+        def watched(*args, **kwargs):
+            seen.append(args)
+            if len(seen) == 2:
+                both.set()
+            return generate(*args, **kwargs)
+
+        monkeypatch.setattr(llm, "generate_async", watched)
+        waiting = [
+            asyncio.ensure_future(engine.generate([5, 6], max_tokens=9)),
+            asyncio.ensure_future(engine.score([5, 6, 7])),
+        ]
+        await asyncio.wait_for(both.wait(), 20)
+        llm._executor.mpi_futures[0].set_exception(RuntimeError("a device fell off"))
+        for each in waiting:
+            with pytest.raises(EngineDied, match="a device fell off"):
+                await asyncio.wait_for(each, 20)
+        for again in (engine.generate([5, 6], max_tokens=9), engine.score([5, 6]), engine.health()):
+            with pytest.raises(EngineDied, match="a device fell off"):
+                await again
+
+
 async def test_streams_end_when_a_dead_executor_is_closed(simulated, storyteller, monkeypatch, tmp_path):
     from anyengine_trtllm import live as module
 

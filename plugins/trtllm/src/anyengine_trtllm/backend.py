@@ -27,7 +27,7 @@ from anyengine_trtllm.live import LiveRequests
 from anyengine_trtllm.lora import Adapters
 from anyengine_trtllm.pytorch import stored_dtype
 from anyengine_trtllm.reports import Reports
-from anyengine_trtllm.startup import Running, start, stop
+from anyengine_trtllm.startup import Running, start, stop, watch
 from anyengine_trtllm.stats import Recorder
 from anyengine_trtllm.switched_off import switched_off
 
@@ -79,6 +79,9 @@ class TrtllmBackend(Backend):
         # A built engine counts none, and its results say 0.
         self._live = LiveRequests(self._recorder, cached_tokens=self._prefix_caching and not options.tensorrt)
         modules = widest(model.loras)[1] if model.loras else frozenset[str]()
+        self._gone: EngineDied | None = None
+        self._scoring: set[asyncio.Task[Any]] = set()
+        watch(self._llm, self._died)
         self._adapters = Adapters(running.library.lora_request, config.lora, modules)
         for name, folder in model.loras.items():
             self._adapters.load(name, folder)
@@ -175,16 +178,24 @@ class TrtllmBackend(Backend):
         request = _one_token(f"score-{next(self._ids)}", prompt)
         if self._closed:
             raise EngineClosed("trtllm was closed before it could score")
+        if self._gone is not None:
+            raise self._gone
         if self._longest_prompt is not None:
             requests.check(request, self._running.options, longest_prompt=self._longest_prompt)
         try:
             result = self._send(request, streaming=False, score=True)
             self._follow()
+            waiting = asyncio.ensure_future(result.aresult())
+            self._scoring.add(waiting)
             try:
-                done = await result.aresult()
+                done = await waiting
             except asyncio.CancelledError:
+                if self._gone is not None:
+                    raise self._gone from None
                 result.abort()
                 raise
+            finally:
+                self._scoring.discard(waiting)
         except Exception as error:
             raise mapped(error) from error
         rows = done.context_logits
@@ -209,7 +220,17 @@ class TrtllmBackend(Backend):
             prefix_caching=self._prefix_caching,
         )
 
+    def _died(self, why: str) -> None:
+        if self._closed:
+            return
+        self._gone = EngineDied(f"a process of TensorRT-LLM's executor has ended: {why}")
+        self._live.died(self._gone)
+        for waiting in self._scoring:
+            waiting.cancel()
+
     async def health(self) -> None:
+        if self._gone is not None:
+            raise self._gone
         # Private, and what TensorRT-LLM's own server asks: there is no public way.
         if not await asyncio.to_thread(self._llm._check_health):  # noqa: SLF001
             raise EngineDied("the executor of TensorRT-LLM is gone or shut down; its log says why")

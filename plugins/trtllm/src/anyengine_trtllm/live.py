@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from anyengine.backend import TokenDelta, TokenRequest
+    from anyengine.errors import EngineDied
 
     from anyengine_trtllm.stats import Recorder
 
@@ -40,6 +41,7 @@ class LiveRequests:
         self._cached_tokens = cached_tokens
         self._live: dict[str, tuple[Any, asyncio.Task[None]]] = {}
         self._closed = False
+        self._gone: EngineDied | None = None
 
     def __len__(self) -> int:
         return len(self._live)
@@ -55,6 +57,9 @@ class LiveRequests:
         collector = DeltaCollector()
         if self._closed:
             collector.put(outputs.aborted(request))
+            return collector
+        if self._gone is not None:
+            collector.fail(self._gone)
             return collector
         timer = Timer(self._recorder)
         try:
@@ -82,13 +87,16 @@ class LiveRequests:
             if not ended:
                 raise PluginError("TensorRT-LLM ended a request without a finish reason")
         except asyncio.CancelledError:
-            collector.put(outputs.aborted(request))
+            if self._gone is None:
+                collector.put(outputs.aborted(request))
+            else:
+                collector.fail(self._gone)
             raise
         except Exception as error:  # noqa: BLE001 raised in the reader
             collector.fail(mapped(error, request))
         finally:
             self._live.pop(request.id, None)
-            if not ended and not result.finished:
+            if not ended and not result.finished and self._gone is None:
                 result.abort()
 
     async def abort(self, request_id: str) -> None:
@@ -100,12 +108,19 @@ class LiveRequests:
         # The executor answers with a last output: once that is read, the request is gone from it.
         await asyncio.wait([task])
 
+    def died(self, error: EngineDied) -> None:
+        """Fail all, now and later: nobody answers any more."""
+        self._gone = error
+        for _, task in self._live.values():
+            task.cancel()
+
     async def close(self) -> None:
         """End all, and begin none any more."""
         self._closed = True
         live = list(self._live.values())
-        for result, _ in live:
-            result.abort()
+        if self._gone is None:
+            for result, _ in live:
+                result.abort()
         if live:
             # An executor that is gone answers no more; its end is what was wanted anyway.
             await asyncio.wait([task for _, task in live], timeout=_LAST_OUTPUTS)

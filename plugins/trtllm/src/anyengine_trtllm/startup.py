@@ -17,10 +17,13 @@ from anyengine_trtllm.library import Library, load_library
 from anyengine_trtllm.options import Options, check_arguments, parse_options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
 
-__all__ = ["Running", "start", "stop"]
+__all__ = ["Running", "start", "stop", "watch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,17 +35,17 @@ class Running:
         library: TensorRT-LLM's classes.
         options: what ``native`` said.
         arguments: what it was started with.
+        limits: of an engine that was built before, by the names of its ``BuildConfig``.
     """
 
     llm: Any
-        limits: of an engine that was built before, by the names of its ``BuildConfig``.
     library: Library
     options: Options
     arguments: dict[str, Any]
+    limits: dict[str, int] = field(default_factory=dict[str, int])
 
 
 async def start(config: EngineConfig, model: ModelFiles) -> Running:
-    limits: dict[str, int] = field(default_factory=dict[str, int])
     """Load a model; ready when this returns.
 
     Raises:
@@ -82,6 +85,24 @@ def _build(config: EngineConfig, model: ModelFiles, options: Options) -> Running
 def _discard(work: asyncio.Future[Running]) -> None:
     if not work.cancelled() and work.exception() is None:
         work.get_loop().run_in_executor(None, work.result().llm.shutdown)
+
+
+def watch(llm: Any, ended: Callable[[str], None]) -> None:
+    """Tell it when a process of the executor ends, on the running loop; what it says of why.
+
+    TensorRT-LLM itself looks for that when another request is handed over, or answers: those that wait, wait for ever.
+    There is no public way to ask.
+    """
+    loop = asyncio.get_running_loop()
+
+    def done(future: Future[Any]) -> None:
+        error = None if future.cancelled() else future.exception()
+        why = "its log says why" if error is None else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(ended, why)
+
+    for future in getattr(getattr(llm, "_executor", None), "mpi_futures", None) or ():
+        future.add_done_callback(done)
 
 
 async def stop(running: Running) -> None:

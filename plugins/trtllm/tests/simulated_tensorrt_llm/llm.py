@@ -8,6 +8,7 @@ import inspect
 import json
 import tempfile
 from collections import deque
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -222,7 +223,7 @@ class SimulatedLLM:
         self._source_folder = source
         self._limits = limits
         self._events: list[dict[str, Any]] = []
-        self._executor = SimpleNamespace(_iter_stats_result=None, _iter_kv_events_result=None)
+        self._executor = SimpleNamespace(_iter_stats_result=None, _iter_kv_events_result=None, mpi_futures=[Future()])
 
     def _source(self, model: Path) -> tuple[Path, dict[str, Any]]:
         """The checkpoint, and what an engine was built with."""
@@ -346,6 +347,9 @@ class SimulatedLLM:
     def shutdown(self) -> None:
         if not self._closed:
             self._closed = True
+            for future in self._executor.mpi_futures:
+                if not future.done():
+                    future.set_result(None)
             for executor in (self.executor, *self._adapted.values()):
                 executor.stop()
             self._folder.cleanup()
