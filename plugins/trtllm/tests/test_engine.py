@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import msgspec
 import pytest
 from anyengine import Engine, SamplingParams
 from anyengine.backend import TokenRequest
@@ -13,6 +14,7 @@ from anyengine_trtllm import outputs, plugin
 
 GREEDY = SamplingParams(temperature=0)
 PROMPT = "Once upon a time"
+ONE_AT_A_TIME = {"max_num_seqs": 1}
 
 pytestmark = pytest.mark.anyio
 
@@ -73,6 +75,30 @@ async def test_an_abort_is_final_and_frees_the_cache(simulated, load):
         assert (await engine.stats()).running == 0
         core = simulated.made[-1].executor.core
         assert core.scheduler.pool.used == 0
+
+
+async def test_an_abort_of_a_request_that_waits_for_a_place_returns(simulated, storyteller, tmp_path, monkeypatch):
+    # TensorRT-LLM drops it, and gives no last output.
+    from anyengine_trtllm import live as module
+
+    monkeypatch.setattr(module, "_UNANSWERED", 0.1)
+    config, files = _loading(storyteller, tmp_path)
+    alone = config.model_copy(update={"lora": None, "scheduling": config.scheduling.model_copy(update=ONE_AT_A_TIME)})
+    backend = await plugin.load(alone, msgspec.structs.replace(files, loras={}))
+    try:
+        scheduler = simulated.made[-1].executor.core.scheduler
+        first = backend.stream(_request(id="a", max_tokens=900))
+        await anext(first)
+        second = backend.stream(_request(id="b", max_tokens=900))
+        async with asyncio.timeout(20):
+            while not scheduler.waiting:  # noqa: ASYNC110 it has no event to wait for
+                await asyncio.sleep(0)
+            await backend.abort("b")
+        delta = await anext(second)
+        assert (delta.token_ids, delta.finish.reason) == ([], "abort")
+        assert (await backend.stats()).requests["abort"] == 1
+    finally:
+        await backend.close()
 
 
 async def test_a_slow_reader_gets_larger_chunks_and_every_token(load, expected):

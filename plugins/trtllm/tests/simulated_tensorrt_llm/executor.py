@@ -174,6 +174,11 @@ class Executor:
         iterations = self.core.iterations
         return [iterations.popleft() for _ in range(len(iterations))]
 
+    def waits_for_a_place(self, sequence: Any) -> bool:
+        """Whether as many requests as there may be are active, and this is none of them."""
+        scheduler = self.core.scheduler
+        return sequence in scheduler.waiting and len(scheduler.running) >= scheduler.limits.max_num_seqs
+
     def abort(self, number: int) -> Any:
         """A coroutine that ends a request."""
         assert self.thread is not None

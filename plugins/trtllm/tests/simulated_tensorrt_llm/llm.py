@@ -66,7 +66,7 @@ class RequestOutput:
         self.cached_tokens = 0
         self.outputs = [CompletionOutput(llm.facts["classes"]["CompletionOutput"]["fields"])]
         self.context_logits: Tensor | None = None
-        self._done = self._aborted = False
+        self._done = self._aborted = self._dropped = False
         self._aborting: asyncio.Task[None] | None = None
         in_cpp = llm.in_cpp
         self.request_id, self._collector, self._sequence = executor.submit(prompt, params, salt, in_cpp=in_cpp)
@@ -77,6 +77,7 @@ class RequestOutput:
 
     def abort(self) -> None:
         self._aborted = True
+        self._dropped = self._dropped or (not self._done and self._executor.waits_for_a_place(self._sequence))
         if self._aborting is None and not self._done:
             self._aborting = asyncio.get_running_loop().create_task(self._executor.abort(self.request_id))
 
@@ -110,6 +111,9 @@ class RequestOutput:
         except Exception as error:
             self._done = True
             raise self._llm.request_error(str(error)) from error
+        if self._dropped:
+            # It is taken out of the queue, and nobody is told.
+            await asyncio.get_running_loop().create_future()
         output, params = self.outputs[0], self._params
         if not self._streaming and self._aborted and delta.finish is None:
             delta.token_ids = []
