@@ -71,6 +71,7 @@ def test_ours_stay_as_they_are_and_a_bug_is_not_mapped():
         ("Unknown architecture for AutoModelForCausalLM: X", UnsupportedParameter, "model"),
         ("max_seq_len 9 is larger than the model's", InvalidConfig, "max_model_len"),
         ("quant_algo FP8 is not supported on this device", UnsupportedParameter, "quantization"),
+        ('Attempting to override KV cache quantization "FP8" with another', UnsupportedParameter, "kv_cache.dtype"),
         ("something nobody foresaw", EngineStartupError, None),
     ],
 )

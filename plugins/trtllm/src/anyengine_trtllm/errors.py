@@ -116,6 +116,12 @@ _CAUSES = (
         field="max_model_len",
     ),
     LoadCause(
+        r"(?i)[^\n]*overrid(e|ing) KV cache quantization[^\n]*",
+        UnsupportedParameter,
+        "the checkpoint says another; leave it out",
+        field="kv_cache.dtype",
+    ),
+    LoadCause(
         r"(?i)[^\n]*quant(ization|_algo)[^\n]*not supported[^\n]*",
         UnsupportedParameter,
         "it does not fit the checkpoint or the device",
