@@ -7,7 +7,6 @@ import copy
 import inspect
 import json
 import tempfile
-from collections import deque
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from anyengine_conformance.adapters import merge
 
 from .executor import Executor
+from .reports import IterationResult
 from .torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
 __all__ = ["RequestOutput", "SimulatedLLM"]
 
@@ -160,35 +160,6 @@ class RequestOutput:
             self.context_logits = Tensor(rows[self.cached_tokens : prompt])
         if params.return_generation_logits:
             output.generation_logits = Tensor(rows[prompt - 1 : prompt - 1 + output.length])
-
-
-class IterationResult:
-    """Iterations, or events, as they come; at its end when nothing came for so long, and until it is told otherwise."""
-
-    def __init__(self, drain: Callable[[], list[dict[str, Any]]]) -> None:
-        self._drain, self._timeout, self._done = drain, 2.0, False
-        self._waiting: deque[dict[str, Any]] = deque()
-
-    def set_timeout(self, timeout: float | None) -> None:
-        self._timeout = timeout
-
-    def mark_undone(self) -> None:
-        self._done = False
-
-    def __aiter__(self) -> IterationResult:
-        return self
-
-    async def __anext__(self) -> dict[str, Any]:
-        if self._done:
-            raise StopAsyncIteration
-        self._waiting.extend(self._drain())
-        if not self._waiting:
-            await asyncio.sleep(self._timeout or 0)
-            self._waiting.extend(self._drain())
-        if not self._waiting:
-            self._done = True
-            raise StopAsyncIteration
-        return self._waiting.popleft()
 
 
 class SimulatedLLM:
