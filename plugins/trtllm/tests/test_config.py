@@ -47,6 +47,8 @@ MAPPED = [
     ({"speculative": {"method": "ngram"}}, "disable_overlap_scheduler", True),
     ({"speculative": {"method": "mtp", "num_speculative_tokens": 2}}, "speculative_config.num_nextn_predict_layers", 2),
     ({"native": {"attn_backend": "FLASHINFER"}}, "attn_backend", "FLASHINFER"),
+    # It goes without, and says so in its log.
+    ({"native": {"attn_backend": "FLASHINFER"}}, "kv_cache_config.enable_block_reuse", False),
     ({"native": {"sampler_type": "TorchSampler"}}, "sampler_type", "TorchSampler"),
     (
         {"native": {"scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"}}},
@@ -158,6 +160,15 @@ TENSORRT = {"backend": "tensorrt"}
         ({"kv_cache": {"capacity_tokens": 100}, "max_model_len": 101}, InvalidConfig, "kv_cache.capacity_tokens"),
         ({"max_model_len": 2000}, InvalidConfig, "max_model_len"),
         ({"quantization": "fp8"}, UnsupportedParameter, "quantization"),
+        # The PyTorch backend takes the argument, and computes in what the checkpoint says: bfloat16, if nothing.
+        ({"dtype": "float16"}, UnsupportedParameter, "dtype"),
+        ({"kv_cache": {"prefix_caching": True}, "native": {"attn_backend": "FLASHINFER"}}, UnsupportedParameter,
+         "kv_cache.prefix_caching"),
+        (
+            {"scheduling": {"chunked_prefill": True}, "native": {"attn_backend": "FLASHINFER_STAR_ATTENTION"}},
+            UnsupportedParameter,
+            "scheduling.chunked_prefill",
+        ),
         ({"execution": "eager", "native": TENSORRT}, UnsupportedParameter, "execution"),
         ({"speculative": {"method": "eagle", "model": "d"}}, UnsupportedParameter, "speculative.method"),
         ({"speculative": {"method": "ngram"}, "native": TENSORRT}, UnsupportedParameter, "speculative.method"),
@@ -195,6 +206,53 @@ def test_what_cannot_be_honoured_is_refused_by_name(arguments, fields, error, na
         arguments(**fields)
     assert caught.value.field == named
     assert caught.value.message.startswith(named)
+
+
+def test_a_checkpoint_runs_in_its_own_type_only_and_a_built_engine_in_the_one_asked_for(arguments, model):
+    half = replace(model, config=model.config | {"dtype": "float16"})
+    assert arguments(half, dtype="float16")["dtype"] == "float16"
+    assert arguments(half, dtype="bfloat16", native=TENSORRT)["dtype"] == "bfloat16"
+    with pytest.raises(UnsupportedParameter) as caught:
+        arguments(half, dtype="bfloat16")
+    assert (caught.value.field, set(caught.value.supported)) == ("dtype", {"auto", "float16"})
+
+
+@pytest.mark.parametrize("place", ["model", "draft"])
+def test_code_of_a_checkpoint_is_run_only_if_it_is_trusted(arguments, model, place):
+    # The PyTorch backend would run it all the same.
+    bringing = replace(model, config=model.config | {"auto_map": {"AutoConfig": "configuration_x.XConfig"}})
+    files = bringing if place == "model" else replace(model, draft=bringing)
+    fields = {} if place == "model" else {"speculative": DRAFTED}
+    with pytest.raises(UnsupportedParameter) as caught:
+        arguments(files, **fields)
+    assert caught.value.field == "trust_remote_code"
+    assert arguments(files, trust_remote_code=True, **fields)["trust_remote_code"] is True
+    if place == "model":
+        assert arguments(files, native=TENSORRT)["trust_remote_code"] is False
+
+
+def test_latent_attention_goes_without_what_its_kernels_do_not_have(arguments, model, simulated, monkeypatch):
+    latent = replace(model, config=model.config | {"kv_lora_rank": 512, "qk_rope_head_dim": 64})
+    steps = {"max_num_batched_tokens": 100}
+
+    def found(**fields):
+        made = arguments(latent, scheduling=steps, **fields)
+        return made["kv_cache_config"].enable_block_reuse, made["enable_chunked_prefill"]
+
+    for capability, expected in (((8, 9), (False, False)), ((9, 0), (True, True)), ((12, 1), (False, False))):
+        monkeypatch.setattr(simulated.torch.cuda, "get_device_capability", lambda found=capability: found)
+        assert found() == expected
+    for fields, named in (
+        ({"kv_cache": {"prefix_caching": True}}, "kv_cache.prefix_caching"),
+        ({"scheduling": {"chunked_prefill": True}}, "scheduling.chunked_prefill"),
+    ):
+        with pytest.raises(UnsupportedParameter) as caught:
+            arguments(latent, **fields)
+        assert caught.value.field == named
+    monkeypatch.setattr(simulated.torch.cuda, "get_device_capability", lambda: (10, 0))
+    assert found(kv_cache={"dtype": "fp8"}) == (True, True)
+    assert found(kv_cache={"dtype": "nvfp4"}) == (False, True)
+    assert arguments(latent, native=TENSORRT)["kv_cache_config"].enable_block_reuse is True
 
 
 def test_a_model_that_does_not_say_its_context_needs_one(arguments, model):

@@ -94,6 +94,7 @@ def test_a_loaded_engine_declares_less(loaded, model):
     every = declared()
     assert every.request - loaded().request == {"lora"}
     assert loaded().quantization == frozenset()
+    assert loaded().dtypes == {"bfloat16"}
     assert loaded().max_logprobs == 300
     assert "cache_salt" not in loaded(kv_cache={"prefix_caching": False}).request
     assert "min_tokens" not in loaded(replace(model, eos_token_ids=frozenset({1, 2}))).request
@@ -107,6 +108,13 @@ def test_what_the_sampler_in_pytorch_ignores_is_not_declared(loaded, fields):
     assert found.sampling == frozenset(SamplingParams.model_fields) - NOT_IN_TORCH_SAMPLER
     assert "min_tokens" not in found.request
     assert found.unseeded == "varies"
+
+
+@pytest.mark.parametrize("method", ["mtp", "eagle3"])
+def test_where_the_model_takes_its_tokens_itself_logits_are_not_biased(loaded, method):
+    fields = {"method": method, "model": None if method == "mtp" else "d"}
+    assert loaded(speculative=fields).sampling.isdisjoint({"allowed_token_ids", "logit_bias"})
+    assert {"allowed_token_ids", "logit_bias"} <= loaded(speculative={"method": "ngram"}).sampling
 
 
 def test_drafts_have_no_logits_and_no_grammars(loaded):
@@ -123,7 +131,7 @@ def test_a_built_engine_has_no_logits_and_no_lark_grammars(loaded):
     found = loaded(native={"backend": "tensorrt"})
     assert (found.logprobs, found.max_logprobs, found.score) == ("none", 0, False)
     assert found.structured == {"choice", "json_schema", "regex"}
-    assert found.quantization == declared().quantization
+    assert (found.quantization, found.dtypes) == (declared().quantization, declared().dtypes)
 
 
 def test_pins_are_exact_name_no_place_and_claim_nothing():

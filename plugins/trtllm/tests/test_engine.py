@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import msgspec
 import pytest
 from anyengine import Engine, SamplingParams
 from anyengine.backend import TokenRequest
@@ -13,6 +14,7 @@ from anyengine_trtllm import outputs, plugin
 
 GREEDY = SamplingParams(temperature=0)
 PROMPT = "Once upon a time"
+ONE_AT_A_TIME = {"max_num_seqs": 1}
 
 pytestmark = pytest.mark.anyio
 
@@ -75,6 +77,30 @@ async def test_an_abort_is_final_and_frees_the_cache(simulated, load):
         assert core.scheduler.pool.used == 0
 
 
+async def test_an_abort_of_a_request_that_waits_for_a_place_returns(simulated, storyteller, tmp_path, monkeypatch):
+    # TensorRT-LLM drops it, and gives no last output.
+    from anyengine_trtllm import live as module
+
+    monkeypatch.setattr(module, "_UNANSWERED", 0.1)
+    config, files = _loading(storyteller, tmp_path)
+    alone = config.model_copy(update={"lora": None, "scheduling": config.scheduling.model_copy(update=ONE_AT_A_TIME)})
+    backend = await plugin.load(alone, msgspec.structs.replace(files, loras={}))
+    try:
+        scheduler = simulated.made[-1].executor.core.scheduler
+        first = backend.stream(_request(id="a", max_tokens=900))
+        await anext(first)
+        second = backend.stream(_request(id="b", max_tokens=900))
+        async with asyncio.timeout(20):
+            while not scheduler.waiting:  # noqa: ASYNC110 it has no event to wait for
+                await asyncio.sleep(0)
+            await backend.abort("b")
+        delta = await anext(second)
+        assert (delta.token_ids, delta.finish.reason) == ([], "abort")
+        assert (await backend.stats()).requests["abort"] == 1
+    finally:
+        await backend.close()
+
+
 async def test_a_slow_reader_gets_larger_chunks_and_every_token(load, expected):
     async with load() as engine, engine.stream(PROMPT, sampling=GREEDY, max_tokens=24) as stream:
         tokens, chunks = [], 0
@@ -129,6 +155,30 @@ async def test_an_engine_is_built_saved_and_loaded(simulated, load, tmp_path, ex
     assert json.loads((tmp_path / "engine" / "config.json").read_text())["build_config"]["max_seq_len"] == 256
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"max_model_len": 512}, "max_model_len"),
+        ({"scheduling": {"max_num_seqs": 7}}, "scheduling.max_num_seqs"),
+        ({"scheduling": {"max_num_batched_tokens": 300}}, "scheduling.max_num_batched_tokens"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"quantization": "fp8"}, "quantization"),
+        ({"parallel": {"tensor": 2}}, "parallel.tensor"),
+    ],
+    ids=str,
+)
+async def test_an_engine_that_was_built_for_something_else_is_refused(load, tmp_path, fields, named):
+    native = {"backend": "tensorrt", "engine_dir": str(tmp_path / "engine")}
+    async with load(native=native, max_model_len=256):
+        pass
+    with pytest.raises(InvalidConfig) as caught:
+        async with load(native=native, **fields):
+            pass
+    assert caught.value.field == named
+    async with load(native=native) as engine:
+        assert engine.info.max_model_len == 256
+
+
 async def test_a_folder_with_something_else_is_refused(load, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InvalidConfig) as caught:
@@ -149,6 +199,7 @@ async def test_requests_name_their_adapter(simulated, simulation, storyteller, t
 
     monkeypatch.setattr(simulation.SimulatedLLM, "generate_async", watched)
     backend = await plugin.load(*_loading(storyteller, tmp_path))
+    seen.clear()
     try:
         await backend.load_lora("b", tmp_path / "b")
         await backend.generate(_request(lora="a"))
@@ -249,6 +300,16 @@ async def test_an_end_token_that_is_left_out_is_put_back_and_not_twice():
         assert outputs.Reader(request, cached_tokens=False).read(Result).token_ids == found
 
 
+@pytest.mark.parametrize("sampler", ["TRTLLMSampler", "TorchSampler"])
+async def test_a_stop_token_that_is_the_last_token_allowed_stops(load, expected, sampler):
+    # The sampler in PyTorch says of it that the length ended the sequence.
+    length, stop = next((n + 1, t) for n, t in enumerate(expected.token_ids) if n and t not in expected.token_ids[:n])
+    async with load(native={"sampler_type": sampler}) as engine:
+        answer = await engine.generate(PROMPT, sampling=GREEDY, max_tokens=length, stop_token_ids=[stop])
+        assert answer.token_ids == expected.token_ids[:length]
+        assert (answer.finish_reason, answer.stop_reason) == ("stop", stop)
+
+
 async def test_a_failure_of_one_request_is_raised_from_its_own_stream(simulated, load, monkeypatch):
     async with load() as engine:
         llm, generate = simulated.made[-1], simulated.made[-1].generate_async
@@ -288,6 +349,34 @@ async def test_an_executor_that_is_gone_is_told_by_health(simulated, load):
         simulated.made[-1].shutdown()
         with pytest.raises(EngineDied):
             await engine.health()
+
+
+async def test_requests_fail_when_a_process_of_the_executor_ends(simulated, load, monkeypatch):
+    # TensorRT-LLM itself would have them wait, and says that it is well.
+    async with load() as engine:
+        llm = simulated.made[-1]
+        generate, seen, both = llm.generate_async, [], asyncio.Event()
+        monkeypatch.setattr(llm.executor.core, "step", list)
+
+        def watched(*args, **kwargs):
+            seen.append(args)
+            if len(seen) == 2:
+                both.set()
+            return generate(*args, **kwargs)
+
+        monkeypatch.setattr(llm, "generate_async", watched)
+        waiting = [
+            asyncio.ensure_future(engine.generate([5, 6], max_tokens=9)),
+            asyncio.ensure_future(engine.score([5, 6, 7])),
+        ]
+        await asyncio.wait_for(both.wait(), 20)
+        llm._executor.mpi_futures[0].set_exception(RuntimeError("a device fell off"))
+        for each in waiting:
+            with pytest.raises(EngineDied, match="a device fell off"):
+                await asyncio.wait_for(each, 20)
+        for again in (engine.generate([5, 6], max_tokens=9), engine.score([5, 6]), engine.health()):
+            with pytest.raises(EngineDied, match="a device fell off"):
+                await again
 
 
 async def test_streams_end_when_a_dead_executor_is_closed(simulated, storyteller, monkeypatch, tmp_path):

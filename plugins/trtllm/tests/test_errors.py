@@ -71,6 +71,7 @@ def test_ours_stay_as_they_are_and_a_bug_is_not_mapped():
         ("Unknown architecture for AutoModelForCausalLM: X", UnsupportedParameter, "model"),
         ("max_seq_len 9 is larger than the model's", InvalidConfig, "max_model_len"),
         ("quant_algo FP8 is not supported on this device", UnsupportedParameter, "quantization"),
+        ('Attempting to override KV cache quantization "FP8" with another', UnsupportedParameter, "kv_cache.dtype"),
         ("something nobody foresaw", EngineStartupError, None),
     ],
 )
@@ -78,6 +79,26 @@ def test_the_cause_of_a_failed_load(text, expected, field):
     error = load_error(RuntimeError(text))
     assert (type(error), error.field) == (expected, field)
     assert text[:20] in error.message
+
+
+@pytest.mark.parametrize(
+    ("inner", "expected", "field"),
+    [
+        (
+            RuntimeError("Executor creation failed due to insufficient GPU memory.\n\nNo room for: KV cache"),
+            OutOfMemory,
+            None,
+        ),
+        (ValueError("Unknown architecture for AutoModelForCausalLM: X"), UnsupportedParameter, "model"),
+        (ValueError("something nobody foresaw"), EngineStartupError, None),
+    ],
+)
+def test_the_cause_of_a_load_that_failed_in_another_process_is_found_behind_the_error(inner, expected, field):
+    outer = RuntimeError("Executor worker returned error")
+    outer.__cause__ = inner
+    error = load_error(outer)
+    assert (type(error), error.field) == (expected, field)
+    assert str(inner).splitlines()[0] in error.message
 
 
 def test_an_interruption_is_no_failure_of_a_load():

@@ -14,16 +14,22 @@ from anyengine.backend.logits import row_logprobs
 from anyengine.errors import EngineClosed, EngineDied, InvalidConfig, PluginError, UnsupportedCapability
 from anyengine.outputs import Score
 from anyengine.request import SamplingParams
+from msgspec.structs import replace
 
 from anyengine_trtllm import request as requests
+from anyengine_trtllm.adapter import widest
+from anyengine_trtllm.arrived import check_cache
 from anyengine_trtllm.capabilities import narrowed
 from anyengine_trtllm.config import MAX_NUM_TOKENS, chunked_prefill, max_model_len, prefix_caching
 from anyengine_trtllm.errors import mapped, request_error
 from anyengine_trtllm.grammar import GrammarChecker
 from anyengine_trtllm.live import LiveRequests
 from anyengine_trtllm.lora import Adapters
-from anyengine_trtllm.startup import Running, start, stop
+from anyengine_trtllm.pytorch import stored_dtype
+from anyengine_trtllm.reports import Reports
+from anyengine_trtllm.startup import Running, start, stop, watch
 from anyengine_trtllm.stats import Recorder
+from anyengine_trtllm.switched_off import switched_off
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -35,16 +41,13 @@ if TYPE_CHECKING:
 
 __all__ = ["TrtllmBackend", "load_backend"]
 
-#: Seconds that a call waits for iterations that were not reported yet. TensorRT-LLM says that there are no more only
-#: by letting its time run out.
-_STATS_WAIT = 0.02
-
 
 async def load_backend(config: EngineConfig, model: ModelFiles) -> TrtllmBackend:
     """Bring TensorRT-LLM up, with the adapters that were asked for."""
     running = await start(config, model)
     try:
-        return TrtllmBackend(config, model, running)
+        backend = TrtllmBackend(config, model, running)
+        await backend.check()
     except BaseException as error:
         with anyio.CancelScope(shield=True):
             await stop(running)
@@ -52,6 +55,7 @@ async def load_backend(config: EngineConfig, model: ModelFiles) -> TrtllmBackend
         if found is None or found is error:
             raise
         raise found from error
+    return backend
 
 
 class TrtllmBackend(Backend):
@@ -67,15 +71,24 @@ class TrtllmBackend(Backend):
         self._ids = count()
         self._closed = False
         self._recorder = Recorder()
-        self._reporting = asyncio.Lock()
-        self._prefix_caching = prefix_caching(config)
-        self._live = LiveRequests(self._recorder, cached_tokens=self._prefix_caching)
-        self._adapters = Adapters(running.library.lora_request, config.lora)
+        options = running.options
+        off = switched_off(config, model, options, running.library)
+        self._prefix_caching = prefix_caching(config, off)
+        events = bool(options.kv_cache.get("event_buffer_max_size")) and self._prefix_caching
+        self._reports = None if options.tensorrt else Reports(self._llm, self._recorder, events=events)
+        # A built engine counts none, and its results say 0.
+        self._live = LiveRequests(self._recorder, cached_tokens=self._prefix_caching and not options.tensorrt)
+        modules = widest(model.loras)[1] if model.loras else frozenset[str]()
+        self._gone: EngineDied | None = None
+        self._scoring: set[asyncio.Task[Any]] = set()
+        watch(self._llm, self._died)
+        self._adapters = Adapters(running.library.lora_request, config.lora, modules)
         for name, folder in model.loras.items():
             self._adapters.load(name, folder)
         length = max_model_len(config, model)
-        step = config.scheduling.max_num_batched_tokens or MAX_NUM_TOKENS
-        self._longest_prompt = None if chunked_prefill(config, length, step) else step
+        length = min(length, running.limits.get("max_seq_len", length))
+        step = running.limits.get("max_num_tokens") or config.scheduling.max_num_batched_tokens or MAX_NUM_TOKENS
+        self._longest_prompt = None if chunked_prefill(config, length, step, off) else step
         self._info = self._describe(model, length)
         self._grammars = None
         if self._info.capabilities.structured:
@@ -87,7 +100,7 @@ class TrtllmBackend(Backend):
         vocab_size = model.config.get("vocab_size")
         if not isinstance(vocab_size, int):
             raise InvalidConfig("model: its config.json does not say how large the vocabulary is", field="model")
-        own = own_dtype(model.config)
+        own = own_dtype(model.config) if options.tensorrt else stored_dtype(model)
         return BackendInfo(
             capabilities=narrowed(config, options, model, vocab_size=vocab_size, prefix_caching=self._prefix_caching),
             max_model_len=length,
@@ -102,6 +115,24 @@ class TrtllmBackend(Backend):
     def info(self) -> BackendInfo:
         return self._info
 
+    async def check(self) -> None:
+        """Let it generate one token, and hold what it reports against what was asked for.
+
+        A built engine does not report; and a context of one token has no room for a prompt and an answer.
+
+        Raises:
+            UnsupportedParameter, InvalidConfig, OutOfMemory: names the field.
+        """
+        if self._reports is None or self._info.max_model_len == 1:
+            return
+        # A salt of its own: nothing that is asked later finds this in the cache.
+        await self._send(_one_token("first", [0], secrets.token_hex(8)), streaming=False).aresult()
+        first = await self._reports.first()
+        if first is not None:
+            self._recorder.start(first)
+            length = check_cache(self._config, self._info.max_model_len, first["kvCacheStats"])
+            self._info = replace(self._info, max_model_len=length)
+
     # -- requests ---------------------------------------------------------------------------------
 
     def validate(self, request: TokenRequest) -> None:
@@ -112,7 +143,13 @@ class TrtllmBackend(Backend):
     def stream(self, request: TokenRequest) -> AsyncIterator[TokenDelta]:
         # Logits are asked for whole: what a streamed result has of them is nowhere documented.
         streaming = not _wants_logits(request)
-        return self._live.begin(request, lambda: self._send(request, streaming=streaming), streaming=streaming)
+        collector = self._live.begin(request, lambda: self._send(request, streaming=streaming), streaming=streaming)
+        self._follow()
+        return collector
+
+    def _follow(self) -> None:
+        if self._reports is not None:
+            self._reports.follow(self._live.__len__)
 
     def _send(self, request: TokenRequest, *, streaming: bool, score: bool = False) -> Any:
         """Hand a request over; returns at once, with what will be its result."""
@@ -138,23 +175,27 @@ class TrtllmBackend(Backend):
         # TensorRT-LLM always generates a token, for which a full context has no room. The logits that predict the last
         # one are those of the token before it: so it is left out of the prompt.
         *prompt, last = token_ids
-        request = TokenRequest(
-            id=f"score-{next(self._ids)}",
-            prompt_token_ids=prompt,
-            sampling=SamplingParams(temperature=0),
-            max_tokens=1,
-        )
+        request = _one_token(f"score-{next(self._ids)}", prompt)
         if self._closed:
             raise EngineClosed("trtllm was closed before it could score")
+        if self._gone is not None:
+            raise self._gone
         if self._longest_prompt is not None:
             requests.check(request, self._running.options, longest_prompt=self._longest_prompt)
         try:
             result = self._send(request, streaming=False, score=True)
+            self._follow()
+            waiting = asyncio.ensure_future(result.aresult())
+            self._scoring.add(waiting)
             try:
-                done = await result.aresult()
+                done = await waiting
             except asyncio.CancelledError:
+                if self._gone is not None:
+                    raise self._gone from None
                 result.abort()
                 raise
+            finally:
+                self._scoring.discard(waiting)
         except Exception as error:
             raise mapped(error) from error
         rows = done.context_logits
@@ -170,28 +211,26 @@ class TrtllmBackend(Backend):
     # -- the engine as a whole --------------------------------------------------------------------
 
     async def stats(self) -> EngineStats:
-        if not self._closed and not self._running.options.tensorrt:
-            async with self._reporting:
-                await self._report()
+        if self._reports is not None and not self._closed:
+            await self._reports.read()
         return self._recorder.snapshot(
             live=len(self._live),
-            reported=not self._running.options.tensorrt,
+            reported=self._reports is not None,
             speculative=self._running.options.speculates,
             prefix_caching=self._prefix_caching,
         )
 
-    async def _report(self) -> None:
-        """Take in the iterations, and the events if there are any, since the last time."""
-        try:
-            async for iteration in self._llm.get_stats_async(timeout=_STATS_WAIT):
-                self._recorder.record(iteration)
-            if self._running.options.kv_cache.get("event_buffer_max_size") and self._prefix_caching:
-                async for event in self._llm.get_kv_cache_events_async(timeout=_STATS_WAIT):
-                    self._recorder.record_event(event)
-        except Exception as error:
-            raise mapped(error) from error
+    def _died(self, why: str) -> None:
+        if self._closed:
+            return
+        self._gone = EngineDied(f"a process of TensorRT-LLM's executor has ended: {why}")
+        self._live.died(self._gone)
+        for waiting in self._scoring:
+            waiting.cancel()
 
     async def health(self) -> None:
+        if self._gone is not None:
+            raise self._gone
         # Private, and what TensorRT-LLM's own server asks: there is no public way.
         if not await asyncio.to_thread(self._llm._check_health):  # noqa: SLF001
             raise EngineDied("the executor of TensorRT-LLM is gone or shut down; its log says why")
@@ -209,8 +248,17 @@ class TrtllmBackend(Backend):
         if self._closed:
             return
         self._closed = True
+        if self._reports is not None:
+            self._reports.close()
         await self._live.close()
         await stop(self._running)
+
+
+def _one_token(name: str, prompt: list[int], salt: str | None = None) -> TokenRequest:
+    """The request for the most likely next token."""
+    return TokenRequest(
+        id=name, prompt_token_ids=prompt, sampling=SamplingParams(temperature=0), max_tokens=1, cache_salt=salt
+    )
 
 
 def _wants_logits(request: TokenRequest) -> bool:

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from anyengine_trtllm import quantize
 from anyengine_trtllm.checkpoint import own_quantization
+from anyengine_trtllm.pytorch import stored_dtype
 
 if TYPE_CHECKING:
     from anyengine.config import EngineConfig
@@ -191,8 +192,12 @@ def narrowed(
         request -= {"min_tokens"}
     if options.torch_sampler:
         sampling -= NOT_IN_TORCH_SAMPLER
-    # In PyTorch a checkpoint runs as it was made; the field can only say again what that is.
+    if options.greedy_only:
+        # The model itself takes the most likely tokens, of logits that no sampler has seen (``SpecWorkerBase``).
+        sampling -= {"allowed_token_ids", "logit_bias"}
+    # In PyTorch a checkpoint runs as it was made; these fields can only say again what that is.
     quantization = every.quantization if options.tensorrt else every.quantization & {own_quantization(model)}
+    dtypes = every.dtypes if options.tensorrt else every.dtypes & {stored_dtype(model)}
     structured = every.structured
     if options.tensorrt:
         # That backend has xgrammar only, whose grammars are EBNF.
@@ -202,6 +207,7 @@ def narrowed(
         request=request,
         sampling=sampling,
         structured=structured,
+        dtypes=dtypes,
         quantization=quantization,
         max_logprobs=min(MAX_LOGPROBS, vocab_size),
         dynamic_lora=config.lora is not None,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from anyengine.backend.adapters import check_adapter_rank
 from anyengine.backend.memory import free_fraction, weight_bytes
 from anyengine.errors import InvalidConfig
 
+from anyengine_trtllm.adapter import check_adapter, widest
 from anyengine_trtllm.capabilities import QUANTIZATION
-from anyengine_trtllm.checkpoint import own_quantization
-from anyengine_trtllm.checks import unsupported
 from anyengine_trtllm.options import NESTED, SPECULATION
+from anyengine_trtllm.pytorch import check_checkpoint
+from anyengine_trtllm.switched_off import CHUNKED_PREFILL, PREFIX_CACHING, switched_off
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from anyengine.config import EngineConfig, LoRAConfig
     from anyengine.hub import ModelFiles
@@ -47,6 +47,7 @@ def engine_arguments(config: EngineConfig, model: ModelFiles, options: Options, 
     """
     length = max_model_len(config, model)
     step = config.scheduling.max_num_batched_tokens or MAX_NUM_TOKENS
+    off = switched_off(config, model, options, library)
     values: dict[str, Any] = {
         "model": str(model.path),
         # Prompts are token ids; only the compiler of structures needs a tokenizer.
@@ -55,8 +56,8 @@ def engine_arguments(config: EngineConfig, model: ModelFiles, options: Options, 
         "dtype": config.dtype,
         "tensor_parallel_size": config.parallel.tensor,
         "pipeline_parallel_size": config.parallel.pipeline,
-        "kv_cache_config": _kv_cache(config, model, options, library),
-        "enable_chunked_prefill": chunked_prefill(config, length, step),
+        "kv_cache_config": _kv_cache(config, model, options, library, off),
+        "enable_chunked_prefill": chunked_prefill(config, length, step, off),
         # Of the two this is the one whose grammars are Lark's; the other backend has xgrammar only.
         "guided_decoding_backend": "xgrammar" if options.tensorrt else "llguidance",
     }
@@ -114,7 +115,7 @@ def _scheduler(fields: dict[str, Any], library: Library) -> dict[str, Any]:
 
 
 def _pytorch(config: EngineConfig, model: ModelFiles, options: Options, library: Library) -> dict[str, Any]:
-    _check_own_quantization(config, model)
+    check_checkpoint(config, model)
     values: dict[str, Any] = {
         "sampler_type": options.sampler,
         "enable_iter_perf_stats": True,
@@ -173,20 +174,22 @@ def max_model_len(config: EngineConfig, model: ModelFiles) -> int:
     return length if capacity is None else min(length, capacity)
 
 
-def chunked_prefill(config: EngineConfig, length: int, step: int) -> bool:
+def chunked_prefill(config: EngineConfig, length: int, step: int, off: Collection[str]) -> bool:
     """As asked; else on where a prompt may be longer than a step, which TensorRT-LLM would refuse."""
+    if CHUNKED_PREFILL in off:
+        return False
     wanted = config.scheduling.chunked_prefill
     return length > step if wanted is None else wanted
 
 
-def prefix_caching(config: EngineConfig) -> bool:
-    """As asked; TensorRT-LLM's own default is on."""
-    return config.kv_cache.prefix_caching is not False
+def prefix_caching(config: EngineConfig, off: Collection[str]) -> bool:
+    """As asked; TensorRT-LLM's own default is on, where it has it."""
+    return config.kv_cache.prefix_caching is not False and PREFIX_CACHING not in off
 
 
-def _kv_cache(config: EngineConfig, model: ModelFiles, options: Options, library: Library) -> Any:
+def _kv_cache(config: EngineConfig, model: ModelFiles, options: Options, library: Library, off: Collection[str]) -> Any:
     wanted = config.kv_cache
-    values: dict[str, Any] = {"enable_block_reuse": prefix_caching(config), "dtype": wanted.dtype}
+    values: dict[str, Any] = {"enable_block_reuse": prefix_caching(config, off), "dtype": wanted.dtype}
     if wanted.block_size is not None:
         values["tokens_per_block"] = wanted.block_size
     if wanted.capacity_tokens is not None:
@@ -230,31 +233,18 @@ def _speculation(config: EngineConfig, model: ModelFiles, options: Options, libr
     return library.make("EagleDecodingConfig", **length, speculative_model=str(model.draft.path), **one_model)
 
 
-def _check_own_quantization(config: EngineConfig, model: ModelFiles) -> None:
-    """PyTorch runs a checkpoint as ModelOpt made it; the field can only say again what that is."""
-    if config.quantization is None:
-        return
-    own = own_quantization(model)
-    if own != config.quantization:
-        raise unsupported(
-            "quantization",
-            f"the PyTorch backend runs a checkpoint as it is, and this one is {own or 'not quantised'}; use one that "
-            "ModelOpt has quantised, or native.backend 'tensorrt', which quantises while it builds",
-            () if own is None else {own},
-        )
-
-
 def _lora(wanted: LoRAConfig, model: ModelFiles, library: Library) -> dict[str, Any]:
     if not model.loras:
         raise InvalidConfig(
             "lora.adapters: name at least one; TensorRT-LLM learns from it which parts of the model adapters change",
             field="lora.adapters",
         )
-    for name, folder in model.loras.items():
-        check_adapter_rank(name, folder, wanted.max_rank)
+    name, modules = widest(model.loras)
+    for each, folder in model.loras.items():
+        check_adapter(each, folder, wanted.max_rank, modules)
     config = library.make(
         "LoraConfig",
-        lora_dir=[str(folder) for folder in model.loras.values()][:1],
+        lora_dir=[str(model.loras[name])],
         max_lora_rank=wanted.max_rank,
         max_loras=wanted.most_in_a_batch,
         max_cpu_loras=max(wanted.most_in_a_batch, len(wanted.adapters)),

@@ -22,7 +22,7 @@ from anyengine.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from anyengine.backend import TokenRequest
 
@@ -99,7 +99,7 @@ def request_error(error: BaseException) -> AnyEngineError | None:
 #: The first that is found counts.
 _CAUSES = (
     LoadCause(
-        r"(?i)[^\n]*(CUDA out of memory|OutOfMemory|bad_alloc|failed to allocate|insufficient memory)[^\n]*",
+        r"(?i)[^\n]*(CUDA out of memory|OutOfMemory|bad_alloc|failed to allocate|insufficient (GPU )?memory)[^\n]*",
         OutOfMemory,
         MORE_MEMORY,
     ),
@@ -116,6 +116,12 @@ _CAUSES = (
         field="max_model_len",
     ),
     LoadCause(
+        r"(?i)[^\n]*overrid(e|ing) KV cache quantization[^\n]*",
+        UnsupportedParameter,
+        "the checkpoint says another; leave it out",
+        field="kv_cache.dtype",
+    ),
+    LoadCause(
         r"(?i)[^\n]*quant(ization|_algo)[^\n]*not supported[^\n]*",
         UnsupportedParameter,
         "it does not fit the checkpoint or the device",
@@ -128,7 +134,17 @@ def load_error(error: BaseException) -> AnyEngineError | None:
     """Ours for a load that failed; None for what is no failure of a load: an interruption."""
     if not isinstance(error, Exception):
         return None
-    return load_failure(error, "TensorRT-LLM", [f"{type(error).__name__}: {error}"], _CAUSES)
+    # What went wrong in a process of the engine comes as the cause of an error that says no more than that one did.
+    said = [f"{type(each).__name__}: {each}" for each in _chain(error)]
+    return load_failure(error, "TensorRT-LLM", said, _CAUSES, summary="; the cause: ".join(said))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it was raised from, that first."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__
 
 
 def mapped(error: Exception, request: TokenRequest | None = None) -> Exception:

@@ -79,6 +79,11 @@ class Library:
         free, total = self.torch.cuda.mem_get_info()
         return int(free), int(total)
 
+    def compute_capability(self) -> tuple[int, int]:
+        """Of the first device: (major, minor)."""
+        major, minor = self.torch.cuda.get_device_capability()
+        return int(major), int(minor)
+
 
 @cache
 def load_library(*, tensorrt: bool) -> Library:

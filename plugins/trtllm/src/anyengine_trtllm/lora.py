@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from anyengine.backend.adapters import check_adapter_rank
 from anyengine.errors import InvalidRequest, UnsupportedParameter
+
+from anyengine_trtllm.adapter import check_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,10 +29,12 @@ class Adapters:
     Attributes:
         lora_request: TensorRT-LLM's class.
         config: what the engine was loaded with.
+        modules: those that adapters may change.
     """
 
     lora_request: Any
     config: LoRAConfig | None
+    modules: frozenset[str] = frozenset()
     _loaded: dict[str, Any] = field(default_factory=dict[str, Any])
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
@@ -60,7 +63,7 @@ class Adapters:
         """
         if self.config is None:
             raise UnsupportedParameter("lora: the engine was not loaded for adapters", field="lora")
-        check_adapter_rank(name, path, self.config.max_rank)
+        check_adapter(name, path, self.config.max_rank, self.modules)
         number = next(self._numbers)
         try:
             self._loaded[name] = self.lora_request(

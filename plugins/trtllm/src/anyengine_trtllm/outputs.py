@@ -67,6 +67,10 @@ class Reader:
         reason = _REASONS.get(output.finish_reason)
         if reason is None:
             raise Failure(f"TensorRT-LLM ended the request with reason {output.finish_reason!r}; its log says why")
+        last = output.token_ids[-1] if output.token_ids else None
+        if reason == "length" and last in self._request.terminators:
+            # To the sampler in PyTorch the length counts for more than a stop word, to the one in C++ for less.
+            return "stop"
         return reason
 
     def _terminated(self, token_ids: list[int]) -> list[int]:

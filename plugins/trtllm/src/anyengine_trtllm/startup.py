@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from anyengine.backend.devices import check_visible_devices
@@ -17,10 +17,13 @@ from anyengine_trtllm.library import Library, load_library
 from anyengine_trtllm.options import Options, check_arguments, parse_options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
     from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
 
-__all__ = ["Running", "start", "stop"]
+__all__ = ["Running", "start", "stop", "watch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +35,14 @@ class Running:
         library: TensorRT-LLM's classes.
         options: what ``native`` said.
         arguments: what it was started with.
+        limits: of an engine that was built before, by the names of its ``BuildConfig``.
     """
 
     llm: Any
     library: Library
     options: Options
     arguments: dict[str, Any]
+    limits: dict[str, int] = field(default_factory=dict[str, int])
 
 
 async def start(config: EngineConfig, model: ModelFiles) -> Running:
@@ -71,15 +76,33 @@ def _build(config: EngineConfig, model: ModelFiles, options: Options) -> Running
     check_arguments(options.arguments, library.argument_names)
     arguments = engine_arguments(config, model, options, library)
     if options.tensorrt:
-        llm, arguments = built.bring_up(library, options, arguments)
+        llm, arguments, limits = built.bring_up(library, config, options, arguments)
     else:
-        llm = library.llm(**arguments)
-    return Running(llm=llm, library=library, options=options, arguments=arguments)
+        llm, limits = library.llm(**arguments), {}
+    return Running(llm=llm, library=library, options=options, arguments=arguments, limits=limits)
 
 
 def _discard(work: asyncio.Future[Running]) -> None:
     if not work.cancelled() and work.exception() is None:
         work.get_loop().run_in_executor(None, work.result().llm.shutdown)
+
+
+def watch(llm: Any, ended: Callable[[str], None]) -> None:
+    """Tell it when a process of the executor ends, on the running loop; what it says of why.
+
+    TensorRT-LLM itself looks for that when another request is handed over, or answers: those that wait, wait for ever.
+    There is no public way to ask.
+    """
+    loop = asyncio.get_running_loop()
+
+    def done(future: Future[Any]) -> None:
+        error = None if future.cancelled() else future.exception()
+        why = "its log says why" if error is None else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(ended, why)
+
+    for future in getattr(getattr(llm, "_executor", None), "mpi_futures", None) or ():
+        future.add_done_callback(done)
 
 
 async def stop(running: Running) -> None:

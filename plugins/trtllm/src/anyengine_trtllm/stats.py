@@ -66,6 +66,13 @@ class Recorder:
         self._drafted = 0
         self._accepted = 0
         self._events: Counter[str] = Counter()
+        self._before = (0, 0)
+
+    def start(self, iteration: Mapping[str, Any]) -> None:
+        """Count from here: what the engine looked up in its cache until then was nobody's request."""
+        self._latest = iteration
+        cache = iteration["kvCacheStats"]
+        self._before = int(cache["reusedBlocks"]), int(cache["missedBlocks"])
 
     def record(self, iteration: Mapping[str, Any]) -> None:
         """Take in one iteration."""
@@ -97,7 +104,7 @@ class Recorder:
             requests=dict(self.requests),
             prompt_tokens=self.prompt_tokens,
             generated_tokens=self.generated_tokens,
-            kv_cache=_kv_cache(latest.get("kvCacheStats"), live=live, prefix_caching=prefix_caching),
+            kv_cache=_kv_cache(latest.get("kvCacheStats"), self._before, live=live, prefix_caching=prefix_caching),
             speculative=SpeculativeStats(drafted_tokens=self._drafted, accepted_tokens=self._accepted)
             if speculative
             else None,
@@ -115,13 +122,15 @@ class Recorder:
         return native
 
 
-def _kv_cache(seen: Mapping[str, Any] | None, *, live: int, prefix_caching: bool) -> KVCacheStats:
+def _kv_cache(
+    seen: Mapping[str, Any] | None, before: tuple[int, int], *, live: int, prefix_caching: bool
+) -> KVCacheStats:
     if not seen:
         return KVCacheStats()
     size, most = int(seen["tokensPerBlock"]), int(seen["maxNumBlocks"])
     # Without requests nothing is held; the last report is of an iteration that still had some.
     used = int(seen["usedNumBlocks"]) if live else 0
-    hits, misses = int(seen["reusedBlocks"]), int(seen["missedBlocks"])
+    hits, misses = int(seen["reusedBlocks"]) - before[0], int(seen["missedBlocks"]) - before[1]
     return KVCacheStats(
         capacity_tokens=most * size,
         used_tokens=used * size,

@@ -26,6 +26,7 @@ __all__ = ["Executor"]
 
 _LOGIT_ROWS = 64
 _SEQUENCES = 64
+#: That memory has room for.
 _CACHE_TOKENS = 32768
 
 
@@ -86,7 +87,9 @@ class Executor:
         self.context = limits["max_seq_len"] or self.model.config.max_position_embeddings
         kv_cache = arguments.kv_cache_config
         size = kv_cache.tokens_per_block
-        blocks = -(-(kv_cache.max_tokens or max(_CACHE_TOKENS, self.context)) // size)
+        # More than there is room for is lowered with a warning, and so is a context that the cache does not hold.
+        blocks = -(-min(kv_cache.max_tokens or _CACHE_TOKENS, _CACHE_TOKENS) // size)
+        self.context = min(self.context, blocks * size)
         speculation = arguments.speculative_config
         drafted = 0 if speculation is None else speculation.max_draft_len or 0
         scheduler = Scheduler(
@@ -170,6 +173,11 @@ class Executor:
         """The iterations since the last time."""
         iterations = self.core.iterations
         return [iterations.popleft() for _ in range(len(iterations))]
+
+    def waits_for_a_place(self, sequence: Any) -> bool:
+        """Whether as many requests as there may be are active, and this is none of them."""
+        scheduler = self.core.scheduler
+        return sequence in scheduler.waiting and len(scheduler.running) >= scheduler.limits.max_num_seqs
 
     def abort(self, number: int) -> Any:
         """A coroutine that ends a request."""

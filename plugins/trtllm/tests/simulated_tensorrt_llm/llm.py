@@ -7,12 +7,15 @@ import copy
 import inspect
 import json
 import tempfile
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from anyengine_conformance.adapters import merge
 
 from .executor import Executor
+from .reports import IterationResult
 from .torch import Tensor
 
 if TYPE_CHECKING:
@@ -63,7 +66,7 @@ class RequestOutput:
         self.cached_tokens = 0
         self.outputs = [CompletionOutput(llm.facts["classes"]["CompletionOutput"]["fields"])]
         self.context_logits: Tensor | None = None
-        self._done = self._aborted = False
+        self._done = self._aborted = self._dropped = False
         self._aborting: asyncio.Task[None] | None = None
         in_cpp = llm.in_cpp
         self.request_id, self._collector, self._sequence = executor.submit(prompt, params, salt, in_cpp=in_cpp)
@@ -74,6 +77,7 @@ class RequestOutput:
 
     def abort(self) -> None:
         self._aborted = True
+        self._dropped = self._dropped or (not self._done and self._executor.waits_for_a_place(self._sequence))
         if self._aborting is None and not self._done:
             self._aborting = asyncio.get_running_loop().create_task(self._executor.abort(self.request_id))
 
@@ -107,6 +111,9 @@ class RequestOutput:
         except Exception as error:
             self._done = True
             raise self._llm.request_error(str(error)) from error
+        if self._dropped:
+            # It is taken out of the queue, and nobody is told.
+            await asyncio.get_running_loop().create_future()
         output, params = self.outputs[0], self._params
         if not self._streaming and self._aborted and delta.finish is None:
             delta.token_ids = []
@@ -115,25 +122,32 @@ class RequestOutput:
         if delta.finish is None:
             return
         self._done = True
-        self.cached_tokens = delta.finish.cached_tokens or 0
+        # Results of the runtime in C++ have no such field: 0 stays.
+        self.cached_tokens = 0 if self._llm.tensorrt else delta.finish.cached_tokens or 0
         output.finish_reason = _REASONS[delta.finish.reason]
         if delta.finish.reason == "stop":
-            self._ended(output)
+            if not self._llm.in_cpp and self._by_stop_word(output) and output.length >= params.max_tokens:
+                # That sampler looks at the length after the stop words, and at its own end token after both.
+                output.finish_reason = "length"
+            else:
+                self._ended(output)
         if delta.finish.reason != "abort":
             await asyncio.to_thread(self._give_logits, output)
         if params.return_perf_metrics:
             raise NotImplementedError
 
+    def _by_stop_word(self, output: Any) -> bool:
+        """Whether the last token is a stop word, and not the engine's own end token."""
+        return output.token_ids[-1] != (-1 if self._params.ignore_eos else self._params.end_id)
+
     def _ended(self, output: Any) -> None:
         """By the engine's own end token, which the sampler in C++ leaves out, or by a stop word, which is cut off."""
-        params, last = self._params, output.token_ids[-1]
-        end = -1 if params.ignore_eos else params.end_id
-        if last == end:
+        if not self._by_stop_word(output):
             if self._llm.in_cpp:
                 output.token_ids.pop()
             return
-        output.stop_reason = last
-        if not params.include_stop_str_in_output:
+        output.stop_reason = output.token_ids[-1]
+        if not self._params.include_stop_str_in_output:
             output.token_ids.pop()
 
     def _give_logits(self, output: Any) -> None:
@@ -158,7 +172,7 @@ class SimulatedLLM:
     """
 
     def __init__(self, classes: dict[str, Any], facts: dict[str, Any], model: Any, *, tensorrt: bool, **kwargs: Any):
-        self.facts, self._classes, self._tensorrt = facts, classes, tensorrt
+        self.facts, self._classes, self.tensorrt = facts, classes, tensorrt
         self.request_error = classes["RequestError"]
         self._closed = False
         kind = classes["TrtLlmArgs" if tensorrt else "TorchLlmArgs"]
@@ -184,6 +198,7 @@ class SimulatedLLM:
         self._source_folder = source
         self._limits = limits
         self._events: list[dict[str, Any]] = []
+        self._executor = SimpleNamespace(_iter_stats_result=None, _iter_kv_events_result=None, mpi_futures=[Future()])
 
     def _source(self, model: Path) -> tuple[Path, dict[str, Any]]:
         """The checkpoint, and what an engine was built with."""
@@ -193,27 +208,38 @@ class SimulatedLLM:
         content = json.loads(file.read_text())
         if "build_config" not in content:
             return model, {}
-        if not self._tensorrt:
+        if not self.tensorrt:
             raise ValueError("an engine needs the TensorRT backend")
         return Path(content["simulated_source"]), content["build_config"]
 
     def _check_arguments(self, built: dict[str, Any]) -> None:
         args = self.args
-        if self._tensorrt and args.guided_decoding_backend not in (None, "xgrammar"):
+        if self.tensorrt and args.guided_decoding_backend not in (None, "xgrammar"):
             raise ValueError("the TensorRT backend has xgrammar only")
-        if self._tensorrt and args.kv_cache_config.dtype != "auto":
+        if self.tensorrt and args.kv_cache_config.dtype != "auto":
             raise AssertionError("kv_cache_config.dtype must be auto")
         if built and (args.build_config is not None or args.quant_config is not None):
             raise ValueError("an engine has been built already")
-        if args.speculative_config is not None and not self._tensorrt and str(args.sampler_type) == "TRTLLMSampler":
+        if args.speculative_config is not None and not self.tensorrt and str(args.sampler_type) == "TRTLLMSampler":
             raise ValueError("TRTLLMSampler does not support speculative decoding")
 
     def save(self, engine_dir: str) -> None:
-        if not self._tensorrt:
+        if not self.tensorrt:
             raise RuntimeError("only a built engine can be saved")
         folder = Path(engine_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        content = {"build_config": self._limits, "simulated_source": str(self._source_folder)}
+        args = self.args
+        algorithm = None if args.quant_config is None else args.quant_config.quant_algo
+        model = {
+            "dtype": "bfloat16" if args.dtype == "auto" else args.dtype,
+            "quantization": {"quant_algo": None if algorithm is None else str(algorithm)},
+            "mapping": {"tp_size": args.tensor_parallel_size, "pp_size": args.pipeline_parallel_size},
+        }
+        content = {
+            "build_config": self._limits,
+            "pretrained_config": model,
+            "simulated_source": str(self._source_folder),
+        }
         (folder / "config.json").write_text(json.dumps(content))
         (folder / "rank0.engine").write_bytes(b"simulated")
 
@@ -243,10 +269,11 @@ class SimulatedLLM:
             raise ValueError("guided_decoding_backend must be set")
         if lora_request is not None and not self.args.enable_lora:
             raise ValueError("lora_request needs enable_lora")
-        if self._tensorrt and (params.return_context_logits or params.return_generation_logits):
+        if self.tensorrt and (params.return_context_logits or params.return_generation_logits):
             raise ValueError("the engine was not built to return logits")
         if self.args.kv_cache_config.event_buffer_max_size:
             self._events.append({"event_id": len(self._events), "data": {"type": "stored"}})
+        self._expect_reports()
         executor = self.executor if lora_request is None else self._executor_of(Path(lora_request.lora_path))
         return RequestOutput(self, executor, list(inputs), params, streaming=streaming, salt=cache_salt)
 
@@ -258,18 +285,36 @@ class SimulatedLLM:
             self._adapted[str(adapter)] = Executor(merged, tokenizer, self.args, self._limits)
         return self._adapted[str(adapter)]
 
+    def _expect_reports(self) -> None:
+        """There are none before the first request; with each they are expected anew."""
+        executor = self._executor
+        if executor._iter_stats_result is None:
+            executor._iter_stats_result = IterationResult(self._iterations)
+            executor._iter_kv_events_result = IterationResult(self._drain_events)
+        executor._iter_stats_result.mark_undone()
+        executor._iter_kv_events_result.mark_undone()
+
+    def _iterations(self) -> list[dict[str, Any]]:
+        return [] if self.tensorrt or not self.args.enable_iter_perf_stats else self.executor.drain()
+
+    def _drain_events(self) -> list[dict[str, Any]]:
+        events, self._events = self._events, []
+        return events
+
     async def get_stats_async(self, timeout: float | None = 2) -> AsyncIterator[dict[str, Any]]:  # noqa: ASYNC109
-        if self._tensorrt or not self.args.enable_iter_perf_stats:
+        result = self._executor._iter_stats_result
+        if result is None:
             return
-        for iteration in self.executor.drain():
+        result.set_timeout(timeout)
+        async for iteration in result:
             yield iteration
-        await asyncio.sleep(timeout or 0)
 
     async def get_kv_cache_events_async(self, timeout: float | None = 2) -> AsyncIterator[dict[str, Any]]:  # noqa: ASYNC109
-        events, self._events = self._events, []
-        for event in events:
+        result = self._executor._iter_kv_events_result
+        assert result is not None, "KV Event IterationResult is not properly instantiated."
+        result.set_timeout(timeout)
+        async for event in result:
             yield event
-        await asyncio.sleep(timeout or 0)
 
     def _check_health(self) -> bool:
         return not self._closed
@@ -277,6 +322,9 @@ class SimulatedLLM:
     def shutdown(self) -> None:
         if not self._closed:
             self._closed = True
+            for future in self._executor.mpi_futures:
+                if not future.done():
+                    future.set_result(None)
             for executor in (self.executor, *self._adapted.values()):
                 executor.stop()
             self._folder.cleanup()

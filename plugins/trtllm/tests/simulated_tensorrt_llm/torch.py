@@ -45,5 +45,5 @@ def make_torch(*, free: int, total: int) -> Any:
     return SimpleNamespace(
         float32="float32",
         tensor=lambda values, dtype: Tensor(np.asarray(values, dtype)),
-        cuda=SimpleNamespace(mem_get_info=lambda: (free, total)),
+        cuda=SimpleNamespace(mem_get_info=lambda: (free, total), get_device_capability=lambda: (8, 9)),
     )
