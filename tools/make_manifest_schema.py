@@ -8,6 +8,7 @@ A test fails while the committed file differs from what this makes.
 from __future__ import annotations
 
 import json
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ TARGET = Path(__file__).parents[1] / "sdk" / "src" / "anyengine" / "quantization
 def schema() -> str:
     """The schema as the file has it."""
     made: dict[str, Any] = msgspec.json.schema(Manifest)
+    for part in made["$defs"].values():  # which releases of msgspec and of Python indent, and which do not
+        if "description" in part:
+            part["description"] = cleandoc(part["description"])
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **made}, indent=2) + "\n"
 
 
