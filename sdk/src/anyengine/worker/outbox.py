@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from anyengine.errors import PluginError
 from anyengine.worker.errors import encode_error
 from anyengine.worker.protocol import MOST_WAITING, ChunkItem, Chunks, Error, frame
-from anyengine.worker.unsendable import UNSENDABLE, path_to
+from anyengine.worker.unsendable import UNSENDABLE, unsendable
 
 if TYPE_CHECKING:
     import asyncio
@@ -116,11 +115,6 @@ class Outbox:
                 yield frame([message])
             except UNSENDABLE as error:
                 failed.add(id_)
-                yield frame([Error(id_, encode_error(_unsendable(message, error)))])
+                what = message.items[0] if isinstance(message, Chunks) else message
+                yield frame([Error(id_, encode_error(unsendable(what, error)))])
                 self._failed(id_)
-
-
-def _unsendable(message: object, error: Exception) -> PluginError:
-    what = message.items[0] if isinstance(message, Chunks) else message
-    place = ".".join(path_to(what)) or type(what).__name__
-    return PluginError(f"{place}: the engine's plugin gave what cannot be sent to the application: {error}")
