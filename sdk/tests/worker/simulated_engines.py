@@ -243,6 +243,33 @@ def unclosable(backend):
 unclosed = engine("unclosed", HELLO, unclosable)
 
 
+def leaves_a_thread(backend):
+    backend.left = asyncio.create_task(asyncio.to_thread(time.sleep, 1000))
+
+
+def leaves_a_task(backend):
+    async def deaf():
+        while True:
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                print("no", flush=True)
+
+    backend.left = asyncio.create_task(deaf())
+
+
+leaves_thread = engine("leaves-thread", HELLO, leaves_a_thread)
+leaves_task = engine("leaves-task", HELLO, leaves_a_task)
+
+
+def quits(request):
+    yield from HELLO[:4]
+    sys.exit(5)
+
+
+exits_itself = engine("exits-itself", quits)
+
+
 def tells_of_its_memory(backend):
     async def stats():
         return EngineStats(native={"frozen": gc.get_freeze_count()})

@@ -4,11 +4,14 @@ import asyncio
 import logging
 import os
 import signal
+import socket
+import subprocess
 import threading
 
 import pytest
 from anyengine import EngineDied, EngineStartupError
 from anyengine.worker.process import WorkerProcess, _Lines
+from anyengine.worker.protocol import PROTOCOL, Call, FrameReader, Hello, Result, frame
 
 
 @pytest.fixture
@@ -49,6 +52,44 @@ async def test_a_load_that_blocks_its_worker_ends_with_the_startup_timeout(worke
     assert isinstance(error, EngineStartupError)
     assert "startup_timeout" in str(error)
     assert gone([process.pid for process in started] + [process.worker_pid for process in started]) == []
+
+
+@pytest.fixture
+def served(python):
+    """``served(engine)``: a worker without a supervisor, whom nobody would kill, and its socket; it has loaded."""
+    (ours, requests), (control, theirs) = socket.socketpair(), socket.socketpair()
+    ends = [requests.fileno(), theirs.fileno()]
+    command = [python, "-P", "-m", "anyengine.worker", "--serve", *map(str, ends), str(os.getpid())]
+    process = subprocess.Popen(command, pass_fds=ends)
+    ours.settimeout(100)
+
+    def load(engine):
+        ours.sendall(frame([Hello(PROTOCOL, ""), Call(1, "load", {"engine": engine, "config": {}})]))
+        answers = FrameReader(FrameReader.ANSWERS)
+        while not any(isinstance(message, Result) for message in answers.feed(ours.recv(2**16))):
+            pass
+        return process, ours
+
+    yield load
+    process.kill()
+    process.wait()
+    for end in (ours, requests, control, theirs):
+        end.close()
+
+
+@pytest.mark.parametrize("engine", ["leaves-thread", "leaves-task"])
+def test_a_worker_ends_whatever_its_engine_has_left(served, engine):
+    process, end = served(engine)
+    end.sendall(frame([Call(2, "close")]))
+    end.shutdown(socket.SHUT_WR)
+    assert process.wait(60) == 0
+
+
+async def test_an_engine_that_exits_is_told_with_its_status(worker):
+    async with worker("exits-itself") as engine:
+        with pytest.raises(EngineDied) as caught:
+            await engine.generate("hi", stop="zz")
+        assert caught.value.exit_status == 5
 
 
 async def test_a_load_that_blocks_its_worker_can_be_cancelled(worker, started, gone, short_grace, caplog):

@@ -29,7 +29,7 @@ from anyengine.plugins import EngineManager
 from anyengine.quantization.calibration import Drawn, draw
 from anyengine.quantization.manifest import Source, hashes
 from anyengine.quantization.stored import read_stored
-from anyengine.runtime.contract import cause, mapped
+from anyengine.runtime.contract import cause, check_types, mapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,6 +161,7 @@ async def _run(plugin: EnginePlugin, name: str, job: Callable[..., QuantizeJob])
         raise mapped(error, name) from cause(error)
     if not isinstance(report, QuantizeReport):
         raise PluginError(f"quantize of {name} returned a {type(report).__name__}, not a QuantizeReport", engine=name)
+    check_types(name, report)
     return report
 
 
