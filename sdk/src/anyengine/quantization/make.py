@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from anyengine._concurrency import despite_cancellation
 from anyengine.backend import QuantizeJob, QuantizeReport
+from anyengine.backend.model_config import text_config
 from anyengine.environments.description import how_to_make, why_unavailable
 from anyengine.environments.steps import is_full
 from anyengine.errors import (
@@ -195,7 +196,7 @@ def _drawn(calibration: Calibration | None, files: ModelFiles) -> tuple[list[lis
     from anyengine.text.tokenizer import TextTokenizer  # noqa: PLC0415
 
     tokenizer = TextTokenizer.load(files.tokenizer_path)
-    context: Any = files.config.get("max_position_embeddings")
+    context: Any = text_config(files.config).get("max_position_embeddings")
     return draw(
         calibration or Calibration(),
         lambda text: tokenizer.encode(text, add_special_tokens=False),
