@@ -1,6 +1,7 @@
 """Every way out of a worker has a bound, and leaves nothing."""
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -10,8 +11,9 @@ import threading
 
 import pytest
 from anyengine import EngineDied, EngineStartupError
+from anyengine.worker.heartbeat import ControlThread
 from anyengine.worker.process import WorkerProcess, _Lines
-from anyengine.worker.protocol import PROTOCOL, Call, FrameReader, Hello, Result, frame
+from anyengine.worker.protocol import PROTOCOL, Call, FrameReader, Hello, Log, Result, frame
 
 
 @pytest.fixture
@@ -83,6 +85,54 @@ def test_a_worker_ends_whatever_its_engine_has_left(served, engine):
     end.sendall(frame([Call(2, "close")]))
     end.shutdown(socket.SHUT_WR)
     assert process.wait(60) == 0
+
+
+def test_who_writes_faster_than_is_read_does_not_keep_the_watch():
+    end, theirs = os.pipe()
+    os.set_blocking(end, False)
+    lines = []
+
+    def say(line):
+        lines.append(line)
+        if len(lines) < 10_000:
+            os.write(theirs, b"noise\n")
+
+    os.write(theirs, b"noise\n")
+    _Lines(say).read(end)
+    assert 0 < len(lines) < 10_000
+    os.close(end)
+    os.close(theirs)
+
+
+def test_no_record_of_a_log_ends_the_signs_of_life():
+    ours, theirs = socket.socketpair()
+    ours.settimeout(60)
+    thread = ControlThread(theirs)
+    for level, name in ((2**70, "engine"), (True, "engine"), (20, "\udcff"), (20, "last")):
+        thread.handle(logging.makeLogRecord({"levelno": level, "name": name, "msg": "noise"}))
+    frames, heard = FrameReader(FrameReader.CONTROL), []
+    while "last" not in [name for _, name in heard]:
+        messages = frames.feed(ours.recv(2**16))
+        heard += [(message.level, message.logger) for message in messages if isinstance(message, Log)]
+    assert heard == [(2**31, "engine"), (1, "engine"), (20, "?"), (20, "last")]
+    ours.close()
+    theirs.close()
+
+
+async def test_an_application_with_no_descriptor_left_is_told_so(worker, monkeypatch, descriptors):
+    pair, left = socket.socketpair, [1]
+
+    def scarce():
+        if not left:
+            raise OSError(errno.EMFILE, "Too many open files")
+        left.pop()
+        return pair()
+
+    before = descriptors()
+    monkeypatch.setattr("anyengine.worker.process.socket.socketpair", scarce)
+    with pytest.raises(EngineStartupError, match="cannot be started: Too many open files"):
+        await load(worker, "hello")
+    assert descriptors() == before
 
 
 async def test_an_engine_that_exits_is_told_with_its_status(worker):
