@@ -3,6 +3,7 @@
 import asyncio
 
 import anyio
+import numpy as np
 import pytest
 from anyengine import (
     Engine,
@@ -18,7 +19,8 @@ from anyengine import (
 from anyengine.backend import DeltaCollector, EngineDescription, EnginePlugin, TokenDelta, TokenFinish
 from anyengine.capabilities import Capabilities
 from anyengine.outputs import Score, TokenLogprobs
-from anyengine.testing import EOS, all_capabilities
+from anyengine.stats import EngineStats
+from anyengine.testing import EOS, ScriptedPlugin, all_capabilities
 from msgspec.structs import replace
 
 STOP, LENGTH, ABORT = (TokenFinish(reason) for reason in ("stop", "length", "abort"))
@@ -64,7 +66,7 @@ BROKEN = {
     ),
     "a foreign exception": ([TokenDelta([71]), ValueError("odd")], {}, "raised ValueError, .* does not map: odd"),
     "its own timeout": ([TimeoutError("socket")], {}, "raised TimeoutError"),
-    "something else": (["text"], {}, "raised AttributeError"),
+    "something else": (["text"], {}, "gave .*(a str in its stream, not a TokenDelta|'text' as .*got str)"),
 }
 
 
@@ -90,6 +92,110 @@ async def test_a_broken_stream_is_a_plugin_error(faulty, load, fault, kind):
                 await engine.generate("hi", **options | more)
         assert caught.value.engine == "scripted"
         assert kind != "stream" or len(aborted) == 1
+
+
+ILL_TYPED = {
+    "a float as a token": (TokenDelta([71.0]), r"3?71.0 as token_ids\[0\]: expected int, got float"),
+    "a boolean": (TokenDelta([71, True]), r"True as token_ids\[1\]: expected int, got bool"),
+    "a number of NumPy's": (TokenDelta([np.int64(71)]), r"71\)? as token_ids\[0\]: expected int, got int64"),
+    "a text": (TokenDelta(["71"]), r"'71' as token_ids\[0\]: expected int, got str"),
+    "tokens as a text": (TokenDelta("GH"), "'G(H' as token_ids: expected array|' as token_ids.0.: expected int)"),
+    "no list": (TokenDelta(71), "71 as token_ids: expected array, got int"),
+    "a finish as a text": (TokenDelta([EOS], None, "stop"), "a str as finish, not a TokenFinish"),
+    "a reason that is none": (TokenDelta([EOS], None, TokenFinish(["stop"])), r"the reason \['stop'\]"),
+    "a count as a text": (TokenDelta([EOS], None, TokenFinish("stop", "4")), "'4' as cached_tokens: expected int"),
+    "a logprob as a text": (
+        TokenDelta([71], [TokenLogprobs(71, "-0.5", {})]),
+        r"'-0.5' as \[0\].logprob: expected float, got str",
+    ),
+    "a logprob of NumPy's": (
+        TokenDelta([71], [TokenLogprobs(71, np.float32(-0.5), {})]),
+        r"-0.5\)? as \[0\].logprob: expected float, got float32",
+    ),
+    "a text among the alternatives": (
+        TokenDelta([71], [TokenLogprobs(71, -0.5, {"71": -0.5})]),
+        r"{'71': -0.5} as a key of \[0\].top: expected int, got str",
+    ),
+    "a prompt's entry": (
+        TokenDelta([EOS], None, TokenFinish("stop", None, [None, HALF, 5])),
+        r"5 as prompt_log.*\[2\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["generate", "stream", "generate with stops", "n"])
+@pytest.mark.parametrize("fault", ILL_TYPED)
+async def test_a_value_of_the_wrong_type_is_named_with_what_it_has_to_be(faulty, load, fault, kind):
+    delta, message = ILL_TYPED[fault]
+    deltas = [delta] if delta.finish else [delta, TokenDelta([EOS], None, STOP)]
+    options = {"generate with stops": {"stop": "zz"}, "n": {"n": 2}}.get(kind, {})
+    options |= {"logprobs": 0} if delta.logprobs else {}
+    options |= {"prompt_logprobs": 0} if "prompt" in fault else {}
+    if delta.logprobs:
+        deltas = [delta, TokenDelta([EOS], [TokenLogprobs(EOS, -0.5, {EOS: -0.5})], STOP)]
+    async with load(faulty(stream=says(*deltas))) as (engine, _):
+        with pytest.raises(PluginError, match=message) as caught:  # noqa: PT012 what happens inside is the subject
+            if kind == "stream":
+                async with engine.stream([1, 2, 3], **options) as stream:
+                    async for _ in stream:
+                        pass
+            else:
+                await engine.generate([1, 2, 3], **options)
+        assert caught.value.engine == "scripted"
+
+
+async def test_other_results_are_held_to_their_types_too(faulty, load):
+    async def stats():
+        return EngineStats(running="2")
+
+    async def named_by_numbers():
+        return EngineStats(native={"tokens": {7: 1, "none": object()}})
+
+    async def score(token_ids, logprobs):
+        return Score(token_ids, [None, TokenLogprobs(2, -0.5, {}), TokenLogprobs(3, None, {})])
+
+    async with load(faulty(stats=stats, score=score)) as (engine, _):
+        with pytest.raises(PluginError, match="gave '2' as running: expected int"):
+            await engine.stats()
+        with pytest.raises(PluginError, match=r"None as entries\[2\].logprob: expected float"):
+            await engine.score([1, 2, 3])
+    async with load(faulty(stats=named_by_numbers)) as (engine, _):
+        with pytest.raises(PluginError, match=r"what cannot be sent as native.tokens.none: "):
+            await engine.stats()
+
+
+async def test_what_was_loaded_is_held_to_its_types_too(model_folder):
+    class Boastful(ScriptedPlugin):
+        async def load(self, config, model):
+            backend = await super().load(config, model)
+            backend._info = replace(backend.info, max_model_len="1024")
+            return backend
+
+    with pytest.raises(PluginError, match="'1024' as max_model_len: expected int, got str"):
+        async with Engine.load(Boastful(lambda _: [71], str(model_folder))):
+            pass
+
+
+async def test_an_engine_that_cancels_itself_has_failed(faulty, load):
+    """It is no cancellation of the caller's, to whom nothing would be told otherwise."""
+
+    async def cancelled(**_):
+        raise asyncio.CancelledError
+
+    async def stream(request):
+        yield TokenDelta([71])
+        raise asyncio.CancelledError
+
+    async with load(faulty(stream=stream, stats=cancelled)) as (engine, _):
+        for options in ({}, {"stop": "zz"}, {"n": 2}):
+            with pytest.raises(PluginError, match="cancelled its own"):
+                await engine.generate("hi", **options)
+            async with engine.stream("hi", **options) as chunks:
+                with pytest.raises(PluginError, match="cancelled its own stream"):
+                    async for _ in chunks:
+                        pass
+        with pytest.raises(PluginError, match="cancelled its own call"):
+            await engine.stats()
 
 
 async def test_what_comes_after_the_finish_is_not_read(faulty, load):

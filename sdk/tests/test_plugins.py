@@ -8,6 +8,7 @@ from anyengine.errors import InvalidConfig, PluginError, UnknownEngine
 from anyengine.plugins import find_engine
 
 GOOD = """
+from msgspec.structs import replace
 from anyengine.testing import ScriptedPlugin
 plugin = ScriptedPlugin(lambda request: [], "nowhere", name="good")
 other = ScriptedPlugin(lambda request: [], "nowhere", name="another-name")
@@ -16,6 +17,14 @@ class Raising(ScriptedPlugin):
     def describe(self):
         raise RuntimeError("no driver")
 raising = Raising(lambda request: [], "nowhere")
+class IllTyped(ScriptedPlugin):
+    def describe(self):
+        return replace(super().describe(), engine_version=3.0)
+ill_typed = IllTyped(lambda request: [], "nowhere")
+class Undescribed(ScriptedPlugin):
+    def describe(self):
+        return {"name": "good"}
+undescribed = Undescribed(lambda request: [], "nowhere")
 extension = object()
 """
 
@@ -53,6 +62,8 @@ def test_a_working_plugin_is_found_with_its_package(install):
         ("some_engines:missing", "AttributeError"),
         ("some_engines:broken", "is a object, not an EnginePlugin instance"),
         ("some_engines:raising", "RuntimeError: no driver"),
+        ("some_engines:ill_typed", "describe gave 3.0 as engine_version: expected str | null, got float"),
+        ("some_engines:undescribed", "describe returned a dict, not an EngineDescription"),
         ("some_engines:other", "describes itself as 'another-name'"),
     ],
 )

@@ -213,6 +213,13 @@ def test_a_proposer_in_whose_place_vllm_would_load_another_model_is_refused(mode
     assert engine_arguments(config, replace(model, draft=proposer), "cuda").values["speculative_config"]
 
 
+@pytest.mark.parametrize("place", ["text_config", "llm_config"])
+def test_the_context_of_a_nested_text_model_is_held_against_the_cache(model, place):
+    nested = replace(model, config={place: VOCABULARY})
+    config = EngineConfig(kv_cache={"capacity_tokens": 500})
+    assert engine_arguments(config, nested, "cuda").values["max_model_len"] == 500
+
+
 @pytest.mark.parametrize(
     ("own", "task"),
     [({"dtype": "float32"}, "generate"), ({"torch_dtype": "float32"}, "embed"), ({"dtype": "bfloat16"}, "embed"),

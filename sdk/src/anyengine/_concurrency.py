@@ -61,8 +61,15 @@ def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     return _first(cast("BaseExceptionGroup[BaseException]", first)) if isinstance(first, BaseExceptionGroup) else first
 
 
-async def despite_cancellation(work: Coroutine[Any, Any, Any]) -> None:
-    """Finish ``work`` even if the caller is cancelled meanwhile, then let the cancellation go on."""
+async def despite_cancellation(work: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> None:
+    """Finish ``work`` even if the caller is cancelled meanwhile, then let the cancellation go on.
+
+    Args:
+        work: to do; a task may be waited for by several callers.
+
+    Raises:
+        Exception: what it raises. Where the caller was cancelled meanwhile, that is a note of the cancellation.
+    """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     # The scope keeps anyio from cancelling again and again; asyncio's own cancellation comes once, and is kept.

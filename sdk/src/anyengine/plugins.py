@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
 from msgspec import Struct
 
+from anyengine._typed import ill_typed
 from anyengine.backend.base import Backend, EngineDescription, EnginePlugin
 from anyengine.errors import InvalidConfig, PluginError, UnknownEngine
 from anyengine.hookspecs import PROJECT, EngineHooks, ExtensionHooks
@@ -133,7 +134,7 @@ def find_engine(name: str) -> EnginePlugin:
     return engine.plugin
 
 
-def _inspect(name: str, points: list[EntryPoint]) -> InstalledEngine:
+def _inspect(name: str, points: list[EntryPoint]) -> InstalledEngine:  # noqa: PLR0911 one for each fault
     origin = ", ".join(sorted(f"{p.dist.name} {p.dist.version}" if p.dist else p.value for p in points))
     if len(points) > 1:
         return InstalledEngine(name, origin, broken=f"several packages bring an engine of this name: {origin}")
@@ -145,6 +146,12 @@ def _inspect(name: str, points: list[EntryPoint]) -> InstalledEngine:
         description = plugin.describe()
     except Exception as error:  # noqa: BLE001 whatever a foreign module raises must not harm the others
         return InstalledEngine(name, origin, broken=f"{points[0].value}: {type(error).__name__}: {error}")
+    if not isinstance(cast("object", description), EngineDescription):
+        reason = f"describe returned a {type(description).__name__}, not an EngineDescription"
+        return InstalledEngine(name, origin, broken=reason)
+    wrong = ill_typed(description)
+    if wrong is not None:  # told to another interpreter, it would cost all engines there
+        return InstalledEngine(name, origin, broken=f"describe gave {wrong}")
     if description.name != name:
         reason = f"it is registered as {name!r} but describes itself as {description.name!r}"
         return InstalledEngine(name, origin, broken=reason)

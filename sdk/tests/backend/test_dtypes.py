@@ -15,6 +15,8 @@ from anyengine.backend.dtypes import own_dtype
         ({"text_config": {"dtype": "bfloat16"}}, "bfloat16"),
         ({"dtype": "float32", "text_config": {"dtype": "bfloat16"}}, "float32"),
         ({"text_config": None}, None),
+        ({"llm_config": {"torch_dtype": "bfloat16"}}, "bfloat16"),
+        ({"thinker_config": {"text_config": {"dtype": "bfloat16"}}}, "bfloat16"),
         ({"dtype": 7}, None),
     ],
 )

@@ -14,7 +14,8 @@ from anyengine.place import Worker
 
 NAMES = """
     hello lora slow fast exits crashes raises children hangs blocks core_dies floods unclosed never dies_in_load reports
-    settled copies stalls dies_in_quantize deaf_in_load foreign blocks_in_load
+    settled copies stalls dies_in_quantize deaf_in_load foreign mistyped blocks_in_load leaves_thread
+    leaves_task exits_itself
 """.split()  # noqa: SIM905 a list of names
 
 

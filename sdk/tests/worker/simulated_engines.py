@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from anyengine.backend import EnvironmentVariant, QuantizeReport
+from anyengine.backend import EnvironmentVariant, QuantizeReport, TokenDelta, TokenFinish
 from anyengine.errors import EngineDied
+from anyengine.outputs import Score
 from anyengine.runtime import choice
 from anyengine.stats import EngineStats
 from anyengine.testing import ScriptedPlugin, all_capabilities, make_model_folder
@@ -121,6 +122,59 @@ def of_numpy(backend):
 foreign = engine("foreign", endless, of_numpy)
 
 
+#: What each request is answered with, by the tokens that it asks for at most.
+WRONG = {
+    101: TokenDelta([71.0]),
+    102: TokenDelta([True]),
+    103: TokenDelta("GH"),
+    104: TokenDelta([256], None, TokenFinish("stop", "4")),
+    105: TokenDelta([2**70, 256], None, TokenFinish("stop")),
+}
+
+
+def of_wrong_types(backend):  # noqa: C901 one branch a mistake
+    stream, score = backend.stream, backend.score
+
+    async def mistaken(request):
+        if request.max_tokens == 106:
+            raise asyncio.CancelledError
+        if request.max_tokens == 107:
+            raise EngineDied("gone", log_tail=None)
+        if request.max_tokens == 108:
+            error = EngineDied("gone")
+            error.facts = {(1, (2, object())): [error]}
+            error.facts["itself"] = error.facts
+            raise error
+        if request.max_tokens == 109:
+            raise Speechless
+        if request.max_tokens in WRONG:
+            yield WRONG[request.max_tokens]
+            if request.max_tokens >= 104:
+                return
+        async for delta in stream(request):
+            yield delta
+
+    async def stats():
+        return EngineStats(native={"tokens": {7: 1}, 8: 2})
+
+    async def scored(token_ids, logprobs):
+        entries = (await score(token_ids, logprobs)).entries
+        return Score(token_ids, [None, "entry", *entries[2:]])
+
+    backend.stream, backend.stats, backend.score = mistaken, stats, scored
+    backend.generate = lambda request: type(backend).generate(backend, request)
+
+
+class Speechless(Exception):
+    """As those are whose arguments its own text needs, and who made it forgot."""
+
+    def __str__(self):
+        return self.args[3]
+
+
+mistyped = engine("mistyped", endless, of_wrong_types)
+
+
 def with_children(backend):
     """Two processes: one like an engine's core, one that has left the group."""
     code = "import time; time.sleep(1000)"
@@ -187,6 +241,33 @@ def unclosable(backend):
 
 
 unclosed = engine("unclosed", HELLO, unclosable)
+
+
+def leaves_a_thread(backend):
+    backend.left = asyncio.create_task(asyncio.to_thread(time.sleep, 1000))
+
+
+def leaves_a_task(backend):
+    async def deaf():
+        while True:
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                print("no", flush=True)
+
+    backend.left = asyncio.create_task(deaf())
+
+
+leaves_thread = engine("leaves-thread", HELLO, leaves_a_thread)
+leaves_task = engine("leaves-task", HELLO, leaves_a_task)
+
+
+def quits(request):
+    yield from HELLO[:4]
+    sys.exit(5)
+
+
+exits_itself = engine("exits-itself", quits)
 
 
 def tells_of_its_memory(backend):

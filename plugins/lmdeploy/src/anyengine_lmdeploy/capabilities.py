@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from anyengine.backend.model_config import text_config
 from anyengine.capabilities import Capabilities, Conflict
 from msgspec.structs import replace
 
 from anyengine_lmdeploy import quantize
-from anyengine_lmdeploy.checkpoints import text_config
 
 if TYPE_CHECKING:
     from anyengine.config import EngineConfig

@@ -10,9 +10,10 @@ cannot say: they are left out.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from anyengine.backend import CheckpointSupport, QuantizedFormat
+from anyengine.backend.model_config import text_config, whole_model
 from anyengine.errors import ModelNotFound
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from anyengine_lmdeploy.options import BackendName
 
-__all__ = ["CHECKPOINTS", "checkpoints", "not_as_stored", "text_config", "vocab_size"]
+__all__ = ["CHECKPOINTS", "checkpoints", "not_as_stored", "vocab_size"]
 
 _VOLTA, _AMPERE, _ADA = (7, 0), (8, 0), (8, 9)
 
@@ -75,17 +76,6 @@ def checkpoints() -> CheckpointSupport:
     return CheckpointSupport(formats=_TURBOMIND + _PYTORCH)
 
 
-#: Where a ``config.json`` of a model with more than text has what is of its text (``lmdeploy/utils.py``).
-_NESTED = ("thinker_config", "text_config", "llm_config", "language_config")
-
-
-def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``config.json`` with what it says of its text model on top, wherever that is nested."""
-    own = {name: value for name, value in config.items() if name not in _NESTED}
-    inner: Any = next((config[name] for name in _NESTED if config.get(name)), None)
-    return text_config(own | cast("dict[str, Any]", inner)) if isinstance(inner, dict) else own
-
-
 def vocab_size(model: ModelFiles) -> int:
     """Token ids below this can be generated.
 
@@ -107,7 +97,7 @@ def not_as_stored(backend: BackendName, config: Mapping[str, Any]) -> str | None
         backend: the one that is to run it.
         config: the contents of its ``config.json``.
     """
-    stated: Any = text_config(config).get("quantization_config") or {}
+    stated: Any = whole_model(config, "quantization_config") or {}
     return _OF_BACKEND[backend](stated, str(stated.get("quant_method")))
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from anyengine.backend.dtypes import own_dtype
+from anyengine.backend.model_config import whole_model
 from anyengine.errors import InvalidConfig, UnsupportedParameter
 from anyengine.quantization import read_stored, why_not
 
 from anyengine_lmdeploy.capabilities import fits_fp8
-from anyengine_lmdeploy.checkpoints import CHECKPOINTS, not_as_stored, text_config, vocab_size
+from anyengine_lmdeploy.checkpoints import CHECKPOINTS, not_as_stored, vocab_size
 from anyengine_lmdeploy.options import needs_pytorch
 
 if TYPE_CHECKING:
@@ -44,8 +45,7 @@ def unsupported(name: str, message: str, supported: Collection[str] = ()) -> Uns
 def why_not_on(backend: BackendName, model: ModelFiles) -> str | None:
     """Why a backend cannot load a checkpoint, or the one of its drafts; None if nothing speaks against it."""
     for files in (model, *([model.draft] if model.draft else ())):
-        config = text_config(files.config)
-        reason = why_not(CHECKPOINTS[backend], files.path, config) or not_as_stored(backend, config)
+        reason = why_not(CHECKPOINTS[backend], files.path, files.config) or not_as_stored(backend, files.config)
         if reason is not None:
             return f"it cannot run {files.path.name}: {reason}"
     return None
@@ -71,7 +71,7 @@ def check_config(config: EngineConfig, model: ModelFiles, backend: BackendName, 
     _check_cache(config, backend, torch)
     if model.tokenizer_path != model.path:
         raise unsupported("tokenizer", "LMDeploy reads the tokenizer in the model's own folder and takes no other")
-    own = own_dtype(text_config(model.config))
+    own = own_dtype(model.config)
     if config.dtype == "auto" and own not in {"bfloat16", "float16"}:
         raise unsupported(
             "dtype",
@@ -101,7 +101,7 @@ def _check_checkpoint(config: EngineConfig, model: ModelFiles, backend: BackendN
         hint = f"; native.backend={other!r} can" if why_not_on(other, model) is None else ""
         schemes = sorted({known.scheme for known in CHECKPOINTS[backend].formats})
         raise unsupported("model", f"on LMDeploy's {backend} backend {reason}{hint}", schemes)
-    stored = read_stored(model.path, text_config(model.config))
+    stored = read_stored(model.path, model.config)
     if backend == "pytorch" and stored is not None and stored.method == "awq" and config.dtype == "bfloat16":
         # LMDeploy would go on in float16 (``pytorch/config.py``, _update_torch_dtype).
         raise unsupported("dtype", "LMDeploy's pytorch backend computes AWQ in float16 only", {"auto", "float16"})
@@ -131,7 +131,7 @@ def _check_cache(config: EngineConfig, backend: BackendName, torch: Any) -> None
 def _check_quantization(config: EngineConfig, model: ModelFiles, torch: Any) -> None:
     if config.quantization is None:
         return
-    own: Any = text_config(model.config).get("quantization_config")
+    own: Any = whole_model(model.config, "quantization_config")
     if own:
         # LMDeploy would warn, and load the checkpoint as it is.
         raise unsupported("quantization", f"the checkpoint is quantised already ({own.get('quant_method')})")

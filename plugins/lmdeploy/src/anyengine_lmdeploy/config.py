@@ -12,9 +12,9 @@ from anyengine.backend.adapters import (
     read_adapter,
 )
 from anyengine.backend.memory import free_fraction, weight_bytes
+from anyengine.backend.model_config import text_config
 from anyengine.errors import InvalidConfig
 
-from anyengine_lmdeploy.checkpoints import text_config
 from anyengine_lmdeploy.checks import KV_CACHE_DTYPES, unsupported
 
 if TYPE_CHECKING:

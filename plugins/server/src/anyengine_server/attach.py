@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyengine.backend import Backend, BackendInfo, TokenDelta, TokenFinish, TokenRequest
+from anyengine.backend.model_config import text_config
 from anyengine.errors import (
     AnyEngineError,
     EngineDied,
@@ -220,7 +221,7 @@ def _context(config: EngineConfig, model: ModelFiles, facts: ServerFacts) -> int
     """The server's context, or less if asked for."""
     own = facts.max_model_len
     if own is None:
-        declared = model.config.get("max_position_embeddings")
+        declared: Any = text_config(model.config).get("max_position_embeddings")
         own = declared if isinstance(declared, int) else None
     wanted = config.max_model_len
     if wanted is not None and own is not None and wanted > own:

@@ -13,7 +13,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import anyio
+from anyengine.backend.cancellation import despite_cancellation
 from anyengine.errors import EngineDied, EngineStartupError
 from anyengine.worker.supervisor import descendants
 
@@ -195,15 +195,7 @@ class ServerProcess:
         """
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._stop(patience), name=f"anyengine-server-stop {self._name}")
-        cancelled: asyncio.CancelledError | None = None
-        with anyio.CancelScope(shield=True):
-            while not self._stopping.done():
-                try:
-                    await asyncio.shield(self._stopping)
-                except asyncio.CancelledError as error:
-                    cancelled = error
-        if cancelled is not None:
-            raise cancelled
+        await despite_cancellation(self._stopping)
 
     async def _stop(self, patience: float) -> None:
         line = self._transport.get_pipe_transport(0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+from anyengine.backend.model_config import text_config
 from anyengine.errors import EngineStartupError, ModelNotFound
 from tokenizers import Tokenizer
 
@@ -79,11 +80,9 @@ def vocabulary_size(model: ModelFiles) -> int:
     Raises:
         ModelNotFound: it does not say.
     """
-    inner: Any = model.config.get("text_config")
-    for place in (model.config, cast("dict[str, Any]", inner) if isinstance(inner, dict) else {}):
-        size: Any = place.get("vocab_size")
-        if isinstance(size, int) and size > 0:
-            return size
+    size: Any = text_config(model.config).get("vocab_size")
+    if isinstance(size, int) and size > 0:
+        return size
     raise ModelNotFound(
         f"{model.path / 'config.json'} does not say how many tokens there are (vocab_size)", field="model"
     )

@@ -11,6 +11,7 @@ import anyio
 from anyengine.backend import Backend, BackendInfo, TokenDelta, TokenRequest
 from anyengine.backend.dtypes import own_dtype
 from anyengine.backend.logits import row_logprobs
+from anyengine.backend.model_config import text_config
 from anyengine.errors import EngineClosed, EngineDied, InvalidConfig, PluginError, UnsupportedCapability
 from anyengine.outputs import Score
 from anyengine.request import SamplingParams
@@ -97,7 +98,7 @@ class TrtllmBackend(Backend):
 
     def _describe(self, model: ModelFiles, length: int) -> BackendInfo:
         config, options = self._config, self._running.options
-        vocab_size = model.config.get("vocab_size")
+        vocab_size: Any = text_config(model.config).get("vocab_size")
         if not isinstance(vocab_size, int):
             raise InvalidConfig("model: its config.json does not say how large the vocabulary is", field="model")
         own = own_dtype(model.config) if options.tensorrt else stored_dtype(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from anyengine.backend.memory import free_fraction, weight_bytes
+from anyengine.backend.model_config import text_config
 from anyengine.errors import InvalidConfig
 
 from anyengine_trtllm.adapter import check_adapter, widest
@@ -156,7 +157,7 @@ def max_model_len(config: EngineConfig, model: ModelFiles) -> int:
         InvalidConfig: it does not fit, or nobody says how long the context is.
     """
     own, wanted, capacity = (
-        model.config.get("max_position_embeddings"),
+        text_config(model.config).get("max_position_embeddings"),
         config.max_model_len,
         config.kv_cache.capacity_tokens,
     )
@@ -221,7 +222,7 @@ def _speculation(config: EngineConfig, model: ModelFiles, options: Options, libr
     if model.draft is None:
         raise InvalidConfig("speculative.model: the proposer's checkpoint is missing", field="speculative.model")
     if wanted.method == "draft_model":
-        sizes = model.config.get("vocab_size"), model.draft.config.get("vocab_size")
+        sizes = [text_config(files.config).get("vocab_size") for files in (model, model.draft)]
         if sizes[0] != sizes[1]:
             raise InvalidConfig(
                 f"speculative.model: its vocabulary has {sizes[1]} tokens, the model's has {sizes[0]}; they must share "

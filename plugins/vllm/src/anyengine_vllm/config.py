@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyengine.backend.adapters import check_adapter_rank
 from anyengine.backend.dtypes import own_dtype
+from anyengine.backend.model_config import text_config
 from anyengine.errors import InvalidConfig
 
 from anyengine_vllm import versions
@@ -149,7 +150,7 @@ def _max_model_len(config: EngineConfig, model: ModelFiles) -> int | None:
             f"kv_cache.capacity_tokens: {capacity} tokens do not hold one context of {wanted} (max_model_len)",
             field="kv_cache.capacity_tokens",
         )
-    own = model.config.get("max_position_embeddings")
+    own: Any = text_config(model.config).get("max_position_embeddings")
     if wanted is None and isinstance(own, int) and own > capacity:
         return capacity
     return wanted
@@ -221,7 +222,7 @@ def _speculative(config: EngineConfig, model: ModelFiles) -> dict[str, Any]:
         raise InvalidConfig(
             f"speculative.model: method {wanted.method!r} needs the proposer's checkpoint", field="speculative.model"
         )
-    sizes = model.config.get("vocab_size"), model.draft.config.get("vocab_size")
+    sizes = [text_config(files.config).get("vocab_size") for files in (model, model.draft)]
     if wanted.method == "draft_model" and sizes[0] != sizes[1]:
         raise InvalidConfig(
             f"speculative.model: its vocabulary has {sizes[1]} tokens, the model's has {sizes[0]}; they must share a "

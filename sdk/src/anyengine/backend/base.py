@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
 
+from anyengine._typed import ill_typed
 from anyengine.backend.checkpoints import CheckpointSupport
 from anyengine.backend.types import TokenDelta
 from anyengine.capabilities import Capabilities
@@ -178,7 +179,8 @@ class Backend(ABC):
     5. ``close`` is idempotent, works after a failed load, and leaves nothing behind.
 
     The SDK holds a backend to this while it runs: a missing or early finish, tokens after a terminator or beyond
-    ``max_tokens``, log-probabilities that are missing or unasked for, a result of the wrong type, and any exception
+    ``max_tokens``, log-probabilities that are missing or unasked for, a value of the wrong type anywhere in a result
+    (``3.0``, ``True`` or a number of NumPy's as a token id), a cancellation that is the engine's own, and any exception
     that is not one of ours become :class:`~anyengine.errors.PluginError` in the request that they happen in.
     """
 
@@ -207,10 +209,14 @@ class Backend(ABC):
         """Generate, and return everything as one delta. The default drains :meth:`stream`."""
         total = TokenDelta([], None if request.logprobs is None else [])
         async for delta in self.stream(request):
-            total.token_ids += delta.token_ids
-            if total.logprobs is not None:
-                total.logprobs += delta.logprobs or []
-            total.finish = delta.finish
+            try:
+                total.token_ids += delta.token_ids
+                if total.logprobs is not None:
+                    total.logprobs += delta.logprobs or []
+                total.finish = delta.finish
+            except (AttributeError, TypeError) as error:
+                wrong = ill_typed(delta, TokenDelta) or f"{delta!r}, not a TokenDelta"
+                raise PluginError(f"the stream of {type(self).__name__} gave {wrong}") from error
         if total.finish is None:
             raise PluginError(f"the stream of {type(self).__name__} ended without a finish")
         return total

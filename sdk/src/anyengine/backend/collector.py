@@ -42,7 +42,10 @@ class DeltaCollector:
         else:
             waiting.token_ids.extend(delta.token_ids)
             if delta.logprobs is not None:
-                waiting.logprobs = [*(waiting.logprobs or ()), *delta.logprobs]
+                if waiting.logprobs is None:
+                    waiting.logprobs = delta.logprobs
+                else:  # in place, or a long answer that nobody reads would cost its length squared
+                    waiting.logprobs.extend(delta.logprobs)
             waiting.finish = delta.finish
         self._wake()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
+
+from anyengine.backend.model_config import levels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,14 +17,12 @@ def own_dtype(config: Mapping[str, Any]) -> str | None:
 
     Args:
         config: the contents of config.json. transformers wrote ``torch_dtype`` before version 4.56 and writes ``dtype``
-            since; models with several parts may say it of the language model only, in ``text_config``.
+            since; models with several parts may say it of the one that writes text only.
 
     Returns:
         Its name in torch, such as ``bfloat16``; None where it is not said.
     """
-    inner: object = config.get("text_config")
-    parts = [config, cast("Mapping[str, Any]", inner)] if isinstance(inner, dict) else [config]
-    for part in parts:
+    for part in levels(config):
         said: object = part.get("dtype") or part.get("torch_dtype")
         if isinstance(said, str):
             return said.removeprefix("torch.")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from anyengine.backend.model_config import whole_model
 from anyengine.errors import InvalidConfig, ModelNotFound
 from anyengine.hub.files import ModelFiles
 from anyengine.hub.weights import check_weights
@@ -206,7 +207,7 @@ def _read_object(file: Path, *, needed: str | None = None) -> dict[str, Any]:
 
 def _eos_token_ids(path: Path, tokenizer_path: Path, config: dict[str, Any]) -> frozenset[int]:
     """Every end-of-sequence token that the model's files name; engines look in different ones."""
-    ids = {*_ids(config.get("eos_token_id"))}
+    ids = {*_ids(whole_model(config, "eos_token_id"))}
     ids |= {*_ids(_read_object(path / "generation_config.json").get("eos_token_id"))}
     token = _read_object(tokenizer_path / "tokenizer_config.json").get("eos_token")
     if isinstance(token, dict):

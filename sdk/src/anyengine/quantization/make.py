@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from anyengine._concurrency import despite_cancellation
 from anyengine.backend import QuantizeJob, QuantizeReport
+from anyengine.backend.model_config import text_config
 from anyengine.environments.description import how_to_make, why_unavailable
 from anyengine.environments.steps import is_full
 from anyengine.errors import (
@@ -29,7 +30,7 @@ from anyengine.plugins import EngineManager
 from anyengine.quantization.calibration import Drawn, draw
 from anyengine.quantization.manifest import Source, hashes
 from anyengine.quantization.stored import read_stored
-from anyengine.runtime.contract import cause, mapped
+from anyengine.runtime.contract import cause, check_types, mapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,6 +162,7 @@ async def _run(plugin: EnginePlugin, name: str, job: Callable[..., QuantizeJob])
         raise mapped(error, name) from cause(error)
     if not isinstance(report, QuantizeReport):
         raise PluginError(f"quantize of {name} returned a {type(report).__name__}, not a QuantizeReport", engine=name)
+    check_types(name, report)
     return report
 
 
@@ -194,7 +196,7 @@ def _drawn(calibration: Calibration | None, files: ModelFiles) -> tuple[list[lis
     from anyengine.text.tokenizer import TextTokenizer  # noqa: PLC0415
 
     tokenizer = TextTokenizer.load(files.tokenizer_path)
-    context: Any = files.config.get("max_position_embeddings")
+    context: Any = text_config(files.config).get("max_position_embeddings")
     return draw(
         calibration or Calibration(),
         lambda text: tokenizer.encode(text, add_special_tokens=False),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import Struct
 
+from anyengine.backend.model_config import whole_model
 from anyengine.errors import ModelNotFound
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def read_stored(folder: Path, config: Mapping[str, Any]) -> StoredQuantization |
     Raises:
         ModelNotFound: what it says cannot be read.
     """
-    stated: Any = config.get("quantization_config")
+    stated: Any = whole_model(config, "quantization_config")
     try:
         found = None if stated is None else _stated(_mapping(stated))
         if found is not None and found.method != "modelopt":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -13,6 +14,7 @@ from anyengine.backend import Backend, BackendInfo
 from anyengine.errors import AnyEngineError, EngineStartupError, InvalidConfig, PluginError
 from anyengine.plugins import EngineManager
 from anyengine.runtime.checks import check_config
+from anyengine.runtime.contract import broken, cancelled_itself, check_types, words
 
 if TYPE_CHECKING:
     from anyengine.backend import EngineDescription, EnginePlugin
@@ -74,16 +76,28 @@ async def bring_up(
         manager.register(backend, "backend")
         if not isinstance(cast("object", backend.info), BackendInfo):
             raise PluginError(f"info of {name} is a {type(backend.info).__name__}, not a BackendInfo", engine=name)
+        check_types(name, backend.info)
         return model, LocalRuntime(name, config, model, tokenizer, manager, backend)
     except BaseException as error:
         if backend is not None:
             await despite_cancellation(_close_half_loaded(backend, error))
-        if isinstance(error, AnyEngineError):
-            error.engine = error.engine or name
-        if isinstance(error, AnyEngineError) or not isinstance(error, Exception):
+        raised = _raised(error, name)
+        if raised is error:
             raise
-        message = f"{name} raised {type(error).__name__} while loading, which its plugin does not map: {error}"
-        raise PluginError(message, engine=name) from error
+        raise raised from error
+
+
+def _raised(error: BaseException, name: str) -> BaseException:
+    """What is raised for what a load has raised: our own errors, and a cancellation, as they are."""
+    if isinstance(error, AnyEngineError):
+        error.engine = error.engine or name
+        return error
+    if isinstance(error, asyncio.CancelledError) and cancelled_itself():
+        return broken(name, "cancelled its own loading")
+    if not isinstance(error, Exception):
+        return error
+    message = f"{name} raised {type(error).__name__} while loading, which its plugin does not map: {words(error)}"
+    return PluginError(message, engine=name)
 
 
 def _check_checkpoint(description: EngineDescription, config: EngineConfig, model: ModelFiles) -> None:
@@ -106,4 +120,4 @@ async def _close_half_loaded(backend: Backend, error: BaseException) -> None:
     try:
         await backend.close()
     except Exception as second:  # noqa: BLE001 noted
-        error.add_note(f"and then close raised {type(second).__name__}: {second}")
+        error.add_note(f"and then close raised {type(second).__name__}: {words(second)}")

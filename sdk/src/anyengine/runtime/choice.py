@@ -9,24 +9,27 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from anyengine._concurrency import despite_cancellation
-from anyengine.backend import TokenDelta
+from anyengine.backend import TokenDelta, TokenFinish
 from anyengine.errors import AnyEngineError, RequestTimeout
 from anyengine.outputs import Chunk, Completion, Finish, Timings, Usage
 from anyengine.runtime.contract import (
     broken,
+    cancelled_itself,
     cause,
     check_finish,
     check_logprobs,
     check_prompt_logprobs,
     check_terminator,
+    check_types,
     mapped,
+    wrong_delta,
 )
 from anyengine.text.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from anyengine.backend import TokenFinish, TokenRequest
+    from anyengine.backend import TokenRequest
     from anyengine.outputs import FinishReason
     from anyengine.request import GenerateRequest
     from anyengine.runtime.admission import Admission
@@ -86,6 +89,7 @@ class ChoiceStream:
     async def __anext__(self) -> Chunk:
         if self._over:
             raise StopAsyncIteration
+        delta: TokenDelta | None = None
         try:
             if self._deadline is None:
                 delta = await (self._source or await self._start()).__anext__()
@@ -98,7 +102,11 @@ class ChoiceStream:
         except StopAsyncIteration:
             raise await self._failed(broken(self._engine, "ended its stream without a finish")) from None
         except Exception as error:  # noqa: BLE001 mapped, never swallowed
-            raise await self._failed(error) from cause(error)
+            raise await self._failed(error, delta) from cause(error)
+        except asyncio.CancelledError:
+            if cancelled_itself():
+                raise await self._failed(broken(self._engine, "cancelled its own stream")) from None
+            raise
         if self._partial is not None:
             self._partial.append(chunk)
             # What lay ready for a reader who came late is still handed over; the next read is refused.
@@ -107,20 +115,24 @@ class ChoiceStream:
 
     async def run(self) -> Completion:
         """Generate to the end, final result only where nothing has to be watched on the way."""
+        delta: TokenDelta | None = None
         try:
             if self._request.stop or self._deadline is not None:
                 chunks = [chunk async for chunk in self]
             else:
                 await self._admit()
-                chunks = [self._chunk(_checked(await self._hooks.generate(request=self.tokens)), streamed=False)]
+                delta = _checked(await self._hooks.generate(request=self.tokens))
+                chunks = [self._chunk(delta, streamed=False)]
                 self._over = True
                 self._release()
             finish = chunks[-1].finish
             if finish is None:
                 raise broken(self._engine, "gave a result without a finish")
         except Exception as error:  # noqa: BLE001 mapped, never swallowed
-            raise await self._failed(error) from cause(error)
+            raise await self._failed(error, delta) from cause(error)
         except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and cancelled_itself():
+                raise await self._failed(broken(self._engine, "cancelled its own request")) from None
             await self.close_after(error)
             raise
         return collect(chunks, self.tokens, finish)
@@ -141,9 +153,15 @@ class ChoiceStream:
         message = f"the request ran past its timeout of {self._request.timeout} s, after {self._count} tokens"
         return RequestTimeout(message, engine=self._engine, partial=self.partial())
 
-    async def _failed(self, error: Exception) -> AnyEngineError:
-        """Leave the engine, and say what is raised: our own errors as they are, others as the plugin's."""
-        raised = mapped(error, self._engine)
+    async def _failed(self, error: Exception, delta: TokenDelta | None = None) -> AnyEngineError:
+        """Leave the engine, and say what is raised: our own errors as they are, others as the plugin's.
+
+        Args:
+            error: what went wrong.
+            delta: what was being read; one that is not as it has to be is named, not what that led to.
+        """
+        ours = delta is None or isinstance(error, AnyEngineError)
+        raised = (None if ours else wrong_delta(self._engine, delta)) or mapped(error, self._engine)
         await self.close_after(raised)
         return raised
 
@@ -185,10 +203,13 @@ class ChoiceStream:
                 raise
             raise self._timed_out() from error
 
-    def _chunk(self, delta: TokenDelta, *, streamed: bool = True) -> Chunk:
+    def _chunk(self, delta: TokenDelta, *, streamed: bool = True) -> Chunk:  # noqa: C901 a call would cost more
         """Text and accounting for one delta."""
         token_ids = delta.token_ids
         finish = delta.finish
+        for token_id in token_ids:  # what only equals an int (3.0, True, NumPy's) would come out as text, or not at all
+            if type(token_id) is not int:
+                raise wrong_delta(self._engine, delta) or broken(self._engine, f"gave the token id {token_id!r}")
         total = self._count + len(token_ids)
         # This runs for every token: what is rare, or asked for rarely, is checked elsewhere.
         if finish is not None:
@@ -243,6 +264,7 @@ class ChoiceStream:
             heard: TokenFinish | None = None
             async for last in source:
                 heard = last.finish or heard
+            check_types(self._engine, heard, TokenFinish | None)
             check_prompt_logprobs(self._engine, self.tokens, heard)
             if heard is not None:
                 usage = replace(end.usage, cached_tokens=heard.cached_tokens)

@@ -5,19 +5,43 @@ The caller never gets output that the contract rules out, and the author of the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
 
+from anyengine._typed import ill_typed
+from anyengine.backend.types import TokenDelta, TokenFinish
 from anyengine.errors import AnyEngineError, PluginError
+from anyengine.outputs import TokenLogprobs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from anyengine.backend import TokenDelta, TokenFinish, TokenRequest
-    from anyengine.outputs import TokenLogprobs
+    from anyengine.backend import TokenRequest
 
-__all__ = ["broken", "cause", "check_finish", "check_logprobs", "check_prompt_logprobs", "check_terminator", "mapped"]
+__all__ = [
+    "broken",
+    "cancelled_itself",
+    "cause",
+    "check_finish",
+    "check_logprobs",
+    "check_prompt_logprobs",
+    "check_terminator",
+    "check_types",
+    "mapped",
+    "words",
+    "wrong_delta",
+]
 
-_REASONS = frozenset({"stop", "length", "abort"})
+_REASONS = ("stop", "length", "abort")
+_LOGPROBS = list[TokenLogprobs] | None
+
+
+def words(error: BaseException) -> str:
+    """The text of an exception of somebody else's, which may fail to give one."""
+    try:
+        return str(error)
+    except Exception as second:  # noqa: BLE001 whatever it is, it must not stand in the place of the first
+        return f"(its text cannot be had: {type(second).__name__})"
 
 
 def mapped(error: Exception, engine: str) -> AnyEngineError:
@@ -25,7 +49,7 @@ def mapped(error: Exception, engine: str) -> AnyEngineError:
     if isinstance(error, AnyEngineError):
         error.engine = error.engine or engine
         return error
-    message = f"{engine} raised {type(error).__name__}, which its plugin does not map: {error}"
+    message = f"{engine} raised {type(error).__name__}, which its plugin does not map: {words(error)}"
     return PluginError(message, engine=engine)
 
 
@@ -34,9 +58,40 @@ def cause(error: Exception) -> BaseException | None:
     return error.__cause__ if isinstance(error, AnyEngineError) else error
 
 
+def cancelled_itself() -> bool:
+    """Whether a cancellation that has come out of an engine is none of ours: a task or a future of its own ended."""
+    task = asyncio.current_task()
+    return task is not None and not task.cancelling()
+
+
 def broken(engine: str, what: str) -> PluginError:
     """The error for a backend that does what no backend may."""
     return PluginError(f"{engine} {what}, which breaks the contract of a backend", engine=engine)
+
+
+def check_types(engine: str, value: object, kind: Any = None) -> None:
+    """What a plugin gave holds what it may hold, as the reader of a worker's answers would find.
+
+    Not for each delta of a stream: that is what :func:`wrong_delta` is for.
+
+    Args:
+        engine: its name.
+        value: a struct, or a list of them.
+        kind: its type; the class of the value if left out.
+    """
+    what = ill_typed(value, kind)
+    if what is not None:
+        raise broken(engine, f"gave {what}")
+
+
+def wrong_delta(engine: str, delta: object) -> PluginError | None:
+    """The error for a delta that is none, or whose fields have the wrong types; None if that is all right."""
+    if not isinstance(delta, TokenDelta):
+        return broken(engine, f"gave a {type(delta).__name__} in its stream, not a TokenDelta")
+    what = ill_typed(delta)
+    if what is None and not isinstance(cast("object", delta.token_ids), list):  # another sequence is sent as one
+        what = f"a {type(delta.token_ids).__name__} as token_ids: expected a list"
+    return None if what is None else broken(engine, f"gave {what}")
 
 
 def check_finish(engine: str, request: TokenRequest, delta: TokenDelta, finish: TokenFinish, total: int) -> None:
@@ -49,6 +104,8 @@ def check_finish(engine: str, request: TokenRequest, delta: TokenDelta, finish: 
         finish: its finish.
         total: tokens of the sequence with it.
     """
+    if not isinstance(cast("object", finish), TokenFinish):
+        raise broken(engine, f"gave a {type(finish).__name__} as finish, not a TokenFinish")
     last = delta.token_ids[-1] if delta.token_ids else None
     if finish.reason not in _REASONS:
         raise broken(engine, f"ended a sequence with the reason {finish.reason!r}")
@@ -57,6 +114,7 @@ def check_finish(engine: str, request: TokenRequest, delta: TokenDelta, finish: 
         raise broken(engine, f"ended a sequence with reason 'stop', but its last token ({last}) is none of {known}")
     if finish.reason == "length" and total < request.max_tokens:
         raise broken(engine, f"ended with reason 'length' after {total} of {request.max_tokens} tokens")
+    check_types(engine, finish)
     if finish.reason != "abort":
         check_prompt_logprobs(engine, request, finish)
 
@@ -87,6 +145,12 @@ def check_logprobs(
     engine: str, request: TokenRequest, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None
 ) -> None:
     """One entry for each token if they were asked for, else none."""
+    for entry in logprobs or ():  # by hand: for every token, `check_types` is a cost
+        odd = type(entry.token_id) is not int or type(entry.logprob) is not float
+        for token_id, logprob in entry.top.items():
+            odd = odd or type(token_id) is not int or type(logprob) is not float
+        if odd:
+            check_types(engine, logprobs, _LOGPROBS)
     wanted = list(token_ids) if request.logprobs is not None else []
     given = [entry.token_id for entry in logprobs or ()]
     if given != wanted:

@@ -23,7 +23,7 @@ from anyengine.runtime.admission import Admission
 from anyengine.runtime.base import Prepared, Runtime
 from anyengine.runtime.checks import check_request, check_vocabulary, switched_on
 from anyengine.runtime.choice import ChoiceStream
-from anyengine.runtime.contract import broken, cause, mapped
+from anyengine.runtime.contract import broken, cancelled_itself, cause, check_types, mapped
 from anyengine.runtime.fanout import FanOut, run_all
 from anyengine.runtime.resolve import numbered, resolve
 from anyengine.stats import EngineStats
@@ -315,6 +315,12 @@ class LocalRuntime(Runtime):
             result = await hook()
             if not isinstance(result, expected):
                 raise broken(self._name, f"returned a {type(result).__name__}, not a {expected.__name__}")
+            if isinstance(result, msgspec.Struct):
+                check_types(self._name, result)
         except Exception as error:  # noqa: BLE001 mapped, never swallowed
             raise mapped(error, self._name) from cause(error)
+        except asyncio.CancelledError:
+            if cancelled_itself():
+                raise broken(self._name, "cancelled its own call") from None
+            raise
         return result

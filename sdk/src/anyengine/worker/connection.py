@@ -6,10 +6,10 @@ import asyncio
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Raw
+from msgspec import Raw, ValidationError
 
 from anyengine._concurrency import despite_cancellation
-from anyengine.errors import AnyEngineError, InvalidRequest
+from anyengine.errors import AnyEngineError, InvalidRequest, PluginError
 from anyengine.worker.errors import decode_error
 from anyengine.worker.mailbox import Mailbox
 from anyengine.worker.protocol import (
@@ -197,7 +197,14 @@ class Connection(asyncio.Protocol):
         except asyncio.CancelledError:
             await despite_cancellation(self._cancelled(id_, method))
             raise
-        return id_, None if result is None or kind is None else decode(result.value, kind)
+        if result is None:
+            raise PluginError(f"the worker ended {method} by itself, unasked")
+        if kind is None:
+            return id_, None
+        try:
+            return id_, decode(result.value, kind)
+        except ValidationError as error:
+            raise PluginError(f"{method}: the worker's answer is not what it has to be: {error}") from error
 
     async def _cancelled(self, id_: int, method: str) -> None:
         """The caller does not want it any more: wait until the worker has let go of it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -24,17 +24,29 @@ class RemoteTraceback(Exception):
 
 def encode_error(error: AnyEngineError) -> dict[str, Any]:
     """The error's type, message and facts, its notes, and the traceback of its cause."""
-    # A fact that is None is one too: without it the attribute would be missing on the other side.
-    facts: dict[str, Any] = {name: None for name, value in vars(error).items() if value is None} | error.as_dict()
-    facts["misuse"] = isinstance(error, Misuse)
+    about: dict[str, Any] = {"misuse": isinstance(error, Misuse)}
     notes = getattr(error, "__notes__", None)
-    facts.pop("__notes__", None)
     if notes:
-        facts["notes"] = list(notes)
+        about["notes"] = [str(note) for note in notes]
     if error.__cause__ is not None:
-        facts["traceback"] = "".join(traceback.format_exception(error.__cause__)).strip()
-    # Something like the name of a file that is no UTF-8: an error arrives all the same.
-    return plain(facts)
+        about["traceback"] = "".join(traceback.format_exception(error.__cause__)).strip()
+    # A fact that is None is one too: without it the attribute would be missing on the other side.
+    facts: dict[str, Any] = {name: None for name, value in vars(error).items() if value is None}
+    # Something like the name of a file that is no UTF-8, or data that hold themselves: an error arrives all the same.
+    try:
+        facts |= plain(error.as_dict())
+    except Exception:  # noqa: BLE001 a plugin's own facts may do anything, and cost the caller nothing but themselves
+        simple = {name: value for name, value in vars(error).items() if _is_simple(value)}
+        facts |= {"type": type(error).__name__, "message": error.message, **simple}
+        facts = {name: plain(value) for name, value in facts.items()}
+    facts.pop("__notes__", None)
+    return facts | plain(about)
+
+
+def _is_simple(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(isinstance(part, str) for part in cast("tuple[object, ...]", value))
+    return isinstance(value, (str, int, float))
 
 
 def decode_error(data: dict[str, Any]) -> AnyEngineError:
@@ -54,7 +66,8 @@ def decode_error(data: dict[str, Any]) -> AnyEngineError:
         except msgspec.ValidationError:  # a plugin's own idea of it, which must not cost the error itself
             facts["partial"] = None
     if "log_tail" in facts:
-        facts["log_tail"] = tuple(facts["log_tail"])
+        lines: object = facts["log_tail"]
+        facts["log_tail"] = tuple(cast("list[str]", lines)) if isinstance(lines, list) else ()
     error: AnyEngineError = cls.__new__(cls, message)
     Exception.__init__(error, message)
     error.__dict__.update({"message": message, "engine": None, "field": None} | facts)

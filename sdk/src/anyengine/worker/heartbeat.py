@@ -30,6 +30,8 @@ __all__ = ["INTERVAL", "ControlThread"]
 INTERVAL = 1.0
 #: Log records that may wait to be sent; more are counted and left out, so that a flood costs the engine nothing.
 _MAX_WAITING = 1000
+#: Of a log record; logging itself names none above 50.
+_HIGHEST_LEVEL = 2**31
 #: Beats in a row that find a process stopped before it is reported: a debugger's short stop is none of ours.
 _STOPPED_BEATS = 3
 
@@ -62,9 +64,9 @@ class ControlThread(logging.Handler):
         except Exception:  # noqa: BLE001 as logging does: a record that cannot be formatted harms nobody
             self.handleError(record)
             return
-        # What UTF-8 has no place for would end the channel.
-        clean = message.encode(errors="replace").decode()
-        self._records.append(Log(record.levelno, record.name, clean))
+        # What the channel has no place for would end it, and the engine with it: a level may be any int, even True.
+        level = min(int(record.levelno), _HIGHEST_LEVEL)
+        self._records.append(Log(level, _clean(str(record.name)), _clean(message)))
         self._wake.set()
 
     def fail(self, error: AnyEngineError) -> None:
@@ -104,6 +106,11 @@ class ControlThread(logging.Handler):
         stopped = {pid: self._stopped.get(pid, 0) + 1 for pid in descendants(os.getpid()) if _state(pid) in {"T", "t"}}
         self._stopped = stopped
         return tuple(pid for pid, beats in stopped.items() if beats >= _STOPPED_BEATS)
+
+
+def _clean(text: str) -> str:
+    """As UTF-8 has it."""
+    return text.encode(errors="replace").decode()
 
 
 def _state(pid: int) -> str:

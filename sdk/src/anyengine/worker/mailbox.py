@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from anyengine.outputs import Chunk
+from anyengine.worker.pile import Pile
 
 if TYPE_CHECKING:
     import asyncio
@@ -21,7 +22,7 @@ class Mailbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._chunks: dict[int, Chunk] = {}
+        self._chunks: dict[int, ChunkItem | Pile] = {}
         self._error: BaseException | None = None
         self._over = False
         self._waiter: asyncio.Future[None] | None = None
@@ -32,13 +33,11 @@ class Mailbox:
         """Hand over what is new of a sequence."""
         waiting = self._chunks.get(item.index)
         if waiting is None:
-            chunk = Chunk(item.text, item.token_ids, item.logprobs, item.index, item.finish)
+            self._chunks[item.index] = item
         else:
-            logprobs = None if item.logprobs is None else [*(waiting.logprobs or ()), *item.logprobs]
-            chunk = Chunk(
-                waiting.text + item.text, waiting.token_ids + item.token_ids, logprobs, item.index, item.finish
-            )
-        self._chunks[item.index] = chunk
+            if not isinstance(waiting, Pile):
+                waiting = self._chunks[item.index] = Pile(waiting)
+            waiting.add(item)
         self._wake()
 
     def end(self, error: BaseException | None = None) -> None:
@@ -72,4 +71,6 @@ class Mailbox:
                 await self._waiter
             finally:
                 self._waiter = None
-        return self._chunks.pop(next(iter(self._chunks)))
+        index = next(iter(self._chunks))
+        found = self._chunks.pop(index)
+        return Chunk(found.text, found.token_ids, found.logprobs, index, found.finish)

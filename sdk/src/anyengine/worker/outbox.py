@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from anyengine.errors import PluginError
 from anyengine.worker.errors import encode_error
+from anyengine.worker.pile import Pile
 from anyengine.worker.protocol import MOST_WAITING, ChunkItem, Chunks, Error, frame
-from anyengine.worker.unsendable import UNSENDABLE, path_to
+from anyengine.worker.unsendable import UNSENDABLE, unsendable
 
 if TYPE_CHECKING:
     import asyncio
@@ -39,7 +39,7 @@ class Outbox:
         self._transport = transport
         self._failed = failed
         self._messages: list[object] = []
-        self._chunks: dict[tuple[int, int], ChunkItem] = {}
+        self._chunks: dict[tuple[int, int], ChunkItem | Pile] = {}
         self._scheduled = False
         self._paused = False
 
@@ -60,11 +60,9 @@ class Outbox:
                 stream, chunk.index, chunk.text, chunk.token_ids, chunk.logprobs, chunk.finish
             )
         else:
-            waiting.text += chunk.text
-            waiting.token_ids = waiting.token_ids + chunk.token_ids
-            if chunk.logprobs is not None:
-                waiting.logprobs = [*(waiting.logprobs or ()), *chunk.logprobs]
-            waiting.finish = chunk.finish
+            if not isinstance(waiting, Pile):
+                waiting = self._chunks[key] = Pile(waiting)
+            waiting.add(chunk)
         self._schedule()
 
     def drop(self, stream: int) -> None:
@@ -91,7 +89,7 @@ class Outbox:
         if self._paused or not (self._messages or self._chunks):
             return
         # Chunks first: what ends a stream comes after what it ends.
-        messages = [Chunks(list(self._chunks.values())), *self._messages] if self._chunks else self._messages
+        messages = [Chunks(self._items()), *self._messages] if self._chunks else self._messages
         self._chunks = {}
         self._messages = []
         try:
@@ -99,6 +97,14 @@ class Outbox:
         except UNSENDABLE:
             data = b"".join(self._one_by_one(messages))
         self._transport.write(data)
+
+    def _items(self) -> list[ChunkItem]:
+        return [
+            ChunkItem(*key, waiting.text, waiting.token_ids, waiting.logprobs, waiting.finish)
+            if isinstance(waiting, Pile)
+            else waiting
+            for key, waiting in self._chunks.items()
+        ]
 
     def _one_by_one(self, messages: list[object]) -> Iterator[bytes]:
         """Each message in a frame of its own, so that what cannot be encoded ends its own request and no other."""
@@ -116,11 +122,6 @@ class Outbox:
                 yield frame([message])
             except UNSENDABLE as error:
                 failed.add(id_)
-                yield frame([Error(id_, encode_error(_unsendable(message, error)))])
+                what = message.items[0] if isinstance(message, Chunks) else message
+                yield frame([Error(id_, encode_error(unsendable(what, error)))])
                 self._failed(id_)
-
-
-def _unsendable(message: object, error: Exception) -> PluginError:
-    what = message.items[0] if isinstance(message, Chunks) else message
-    place = ".".join(path_to(what)) or type(what).__name__
-    return PluginError(f"{place}: the engine's plugin gave what cannot be sent to the application: {error}")

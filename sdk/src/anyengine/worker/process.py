@@ -34,6 +34,8 @@ _SUPERVISOR_SECONDS = 25.0
 #: Lines kept for the error that tells of a death, and bytes of a line without an end.
 _TAIL_LINES = 40
 _MAX_LINE = 8192
+#: Times that its output is read in a row, at most 64 KiB each: as much as a pipe may hold.
+_READS = 16
 
 
 class WorkerProcess:
@@ -84,11 +86,12 @@ class WorkerProcess:
         self._thread.start()
 
     def _start(self, python: Path, variables: Mapping[str, str]) -> None:
-        pairs = [socket.socketpair() for _ in range(3)]
-        (self._lifeline, lifeline), (self.requests, requests), (self._control, control) = pairs
-        theirs = (lifeline, requests, control)
-        arguments = [str(end.fileno()) for end in theirs]
+        pairs: list[tuple[socket.socket, socket.socket]] = []
         try:
+            pairs.extend(socket.socketpair() for _ in range(3))
+            (self._lifeline, lifeline), (self.requests, requests), (self._control, control) = pairs
+            theirs = (lifeline, requests, control)
+            arguments = [str(end.fileno()) for end in theirs]
             # In this thread: the kernel's parent-death signal is about the thread that starts a process.
             self._process = subprocess.Popen(  # noqa: S603 the user's own interpreter
                 [str(python), "-P", "-m", "anyengine.worker", "--supervise", *arguments, str(os.getpid())],
@@ -280,9 +283,12 @@ class _Lines:
         self._rest = b""
 
     def read(self, descriptor: int) -> None:
-        """Take what there is."""
+        """Take what there is; not more than a pipe holds, or who writes faster than this reads would keep the watch."""
         with contextlib.suppress(OSError):
-            while data := os.read(descriptor, 2**16):
+            for _ in range(_READS):
+                data = os.read(descriptor, 2**16)
+                if not data:
+                    break
                 *lines, rest = (self._rest + data).split(b"\n")
                 self._rest = rest[-_MAX_LINE:]
                 self._emit(lines)

@@ -28,6 +28,7 @@ from anyengine.worker.protocol import (
     encode,
 )
 from anyengine.worker.session import METHODS, Session, unmapped
+from anyengine.worker.unsendable import UNSENDABLE, unsendable
 
 if TYPE_CHECKING:
     from anyengine.runtime.base import ChunkStream
@@ -128,7 +129,7 @@ class Server(asyncio.Protocol):
             if call.method not in METHODS:
                 raise InvalidRequest(f"method: the worker has no {call.method!r}", field="method")
             value = await getattr(self._session, call.method)(call.id, **call.arguments)
-            answer: Result | Error = Result(call.id, Raw(encode(value)))
+            answer: Result | Error = Result(call.id, _sendable(value))
             if call.method == "load":
                 self._keep(self._watch())
         except AnyEngineError as error:
@@ -243,3 +244,15 @@ class Server(asyncio.Protocol):
             except AnyEngineError as error:
                 self._control.fail(error)
                 return
+
+
+def _sendable(value: object) -> Raw:
+    """The value of an answer, encoded.
+
+    Raises:
+        PluginError: there is something in it that has no place in msgpack; names it.
+    """
+    try:
+        return Raw(encode(value))
+    except UNSENDABLE as error:
+        raise unsendable(value, error) from error

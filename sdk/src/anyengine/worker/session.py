@@ -243,4 +243,6 @@ def _check_known(model: type[StrictModel], fields: Mapping[str, Any], engine: st
 
 def unmapped(error: Exception, method: str) -> PluginError:
     """What a call raised that is none of our errors."""
-    return PluginError(f"{method} raised {type(error).__name__} in the worker, which nobody maps: {error}")
+    from anyengine.runtime.contract import words  # noqa: PLC0415 see load
+
+    return PluginError(f"{method} raised {type(error).__name__} in the worker, which nobody maps: {words(error)}")

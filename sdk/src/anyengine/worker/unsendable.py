@@ -6,9 +6,10 @@ from typing import Any, cast
 
 from msgspec import Struct
 
+from anyengine.errors import PluginError
 from anyengine.worker.protocol import encode
 
-__all__ = ["UNSENDABLE", "path_to", "plain"]
+__all__ = ["UNSENDABLE", "path_to", "plain", "unsendable"]
 
 #: What :func:`anyengine.worker.protocol.encode` raises.
 UNSENDABLE = (TypeError, ValueError, OverflowError, RecursionError)
@@ -28,6 +29,12 @@ def path_to(value: object) -> list[str]:
         else:
             break
     return path
+
+
+def unsendable(value: object, error: Exception) -> PluginError:
+    """The error for what an engine gave and :func:`anyengine.worker.protocol.encode` did not take."""
+    place = ".".join(path_to(value)) or type(value).__name__
+    return PluginError(f"{place}: the engine's plugin gave what cannot be sent to the application: {error}")
 
 
 def _parts(value: object) -> Any:
