@@ -129,7 +129,8 @@ async def test_tokens_of_a_step_that_memory_does_not_suffice_for(files, closed):
     assert error.supported == [str(tokens // 2)]
 
 
-async def test_another_dtype_on_turbomind(files, closed, monkeypatch):
+@pytest.mark.parametrize("asked", ["auto", "bfloat16"])
+async def test_another_dtype_on_turbomind(files, closed, monkeypatch, asked):
     from lmdeploy.simulation.turbomind import TurboMind
 
     begin = TurboMind.__init__
@@ -139,6 +140,20 @@ async def test_another_dtype_on_turbomind(files, closed, monkeypatch):
         self.engine_config.dtype = "float16"
 
     monkeypatch.setattr(TurboMind, "__init__", downgraded)
-    error = await refused(EngineConfig(native={"backend": "turbomind"}, dtype="bfloat16"), files(), closed)
-    assert error.field == "dtype"
+    error = await refused(EngineConfig(native={"backend": "turbomind"}, dtype=asked), files(), closed)
+    assert (error.field, error.supported) == ("dtype", ["float16"])
     assert "go on with float16" in error.message
+
+
+async def test_another_dtype_than_the_checkpoints_own_in_pytorch(files, closed, monkeypatch):
+    from lmdeploy.simulation.pytorch import Engine
+
+    begin = Engine.__init__
+
+    def downgraded(self, *args):
+        begin(self, *args)
+        self.model_config.dtype = "torch.float16"
+
+    monkeypatch.setattr(Engine, "__init__", downgraded)
+    error = await refused(pytorch(), files(), closed)
+    assert (error.field, error.supported) == ("dtype", ["float16"])

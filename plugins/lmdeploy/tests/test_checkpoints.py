@@ -204,12 +204,18 @@ def test_what_is_never_quantised_may_be_named(simulated, model, kept):
 
 
 def test_awq_in_another_dtype_than_it_is_computed_in_is_refused(simulated, quantised):
-    torch = load_library().torch
-    with pytest.raises(UnsupportedParameter, match="float16 only") as caught:
-        check_config(EngineConfig(dtype="bfloat16"), quantised("awq"), "pytorch", torch)
-    assert caught.value.field == "dtype"
-    for dtype in ("auto", "float16"):
-        check_config(EngineConfig(dtype=dtype), quantised("awq"), "pytorch", torch)
+    torch, files = load_library().torch, quantised("awq")
+    own = {dtype: replace(files, config=files.config | {"dtype": dtype}) for dtype in ("bfloat16", "float16")}
+    for dtype in ("bfloat16", "auto"):
+        with pytest.raises(UnsupportedParameter, match="float16 only; the checkpoint is in bfloat16") as caught:
+            check_config(EngineConfig(dtype=dtype), own["bfloat16"], "pytorch", torch)
+        assert (caught.value.field, caught.value.supported) == ("dtype", ["float16"])
+    with pytest.raises(UnsupportedParameter) as caught:
+        check_config(EngineConfig(dtype="bfloat16"), own["float16"], "pytorch", torch)
+    assert caught.value.supported == ["auto", "float16"]
+    check_config(EngineConfig(dtype="auto"), own["float16"], "pytorch", torch)
+    for each in own.values():
+        check_config(EngineConfig(dtype="float16"), each, "pytorch", torch)
 
 
 async def test_a_load_refuses_before_it_starts_anything(simulated, storyteller, tmp_path):

@@ -305,7 +305,8 @@ async def test_what_lite_makes_runs_where_it_is_declared(
     made = await Engine.quantize(
         "lmdeploy", model=str(source), scheme=scheme, output=tmp_path / "made", **place_of("lmdeploy")
     )
-    options = real | {"dtype": "auto"}
+    # The engine in PyTorch computes AWQ in float16, which what is made of a model in bfloat16 is not in.
+    options = real | {"dtype": "float16" if scheme == "int4-awq" else "auto"}
     if options["native"]["backend"] == "turbomind" and scheme != "int4-awq":
         with pytest.raises(UnsupportedParameter, match=r"native.backend='pytorch' can"):
             await Engine.load("lmdeploy", str(made), **options)

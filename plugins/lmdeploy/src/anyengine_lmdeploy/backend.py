@@ -13,7 +13,7 @@ from anyengine_lmdeploy import request as requests
 from anyengine_lmdeploy.capabilities import narrowed
 from anyengine_lmdeploy.checkpoints import vocab_size
 from anyengine_lmdeploy.serving import Requests
-from anyengine_lmdeploy.startup import Running, block_size, capacity_tokens, start, stop
+from anyengine_lmdeploy.startup import Running, block_size, capacity_tokens, dtype_of, start, stop
 from anyengine_lmdeploy.stats import Recorder
 from anyengine_lmdeploy.structured import response_format
 
@@ -74,15 +74,12 @@ class LMDeployBackend(Backend):
         length = int(self._engine.session_len)
         if self._backend == "pytorch":
             length = min(length, int(self._engine.engine.max_session_len))
-            dtype = str(self._engine.engine.model_config.dtype).removeprefix("torch.")
-        else:
-            dtype = str(settings.dtype)
         return BackendInfo(
             capabilities=narrowed(self._config, model, self._backend, vocab_size=tokens, speculates=self._speculates),
             max_model_len=length,
             vocab_size=tokens,
             max_num_seqs=int(settings.max_batch_size),
-            dtype=dtype,
+            dtype=dtype_of(self._running),
             device=str(self._library.torch.cuda.get_device_name(0)),
             loras=tuple(model.loras),
         )

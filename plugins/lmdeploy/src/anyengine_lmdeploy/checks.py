@@ -67,17 +67,10 @@ def check_config(config: EngineConfig, model: ModelFiles, backend: BackendName, 
     field = needs_pytorch(config)
     if backend == "turbomind" and field is not None:
         raise unsupported(field, "LMDeploy has it on its pytorch backend only; give native.backend='pytorch'")
-    _check_checkpoint(config, model, backend)
+    _check_checkpoint(model, backend)
     _check_cache(config, backend, torch)
     if model.tokenizer_path != model.path:
         raise unsupported("tokenizer", "LMDeploy reads the tokenizer in the model's own folder and takes no other")
-    own = own_dtype(model.config)
-    if config.dtype == "auto" and own not in {"bfloat16", "float16"}:
-        raise unsupported(
-            "dtype",
-            f"the checkpoint is {own or 'of no stated dtype'}, which LMDeploy would turn into float16; choose one",
-            {"bfloat16", "float16"},
-        )
     wanted = config.parallel.tensor
     if config.devices is not None and len(config.devices) < wanted:
         raise InvalidConfig(
@@ -89,11 +82,12 @@ def check_config(config: EngineConfig, model: ModelFiles, backend: BackendName, 
             field="parallel.tensor",
         )
     _check_quantization(config, model, torch)
+    _check_dtype(config, model, backend)
     _check_speculative(config, model)
     vocab_size(model)
 
 
-def _check_checkpoint(config: EngineConfig, model: ModelFiles, backend: BackendName) -> None:
+def _check_checkpoint(model: ModelFiles, backend: BackendName) -> None:
     """The SDK has let through what either of the two loads."""
     reason = why_not_on(backend, model)
     if reason is not None:
@@ -101,10 +95,6 @@ def _check_checkpoint(config: EngineConfig, model: ModelFiles, backend: BackendN
         hint = f"; native.backend={other!r} can" if why_not_on(other, model) is None else ""
         schemes = sorted({known.scheme for known in CHECKPOINTS[backend].formats})
         raise unsupported("model", f"on LMDeploy's {backend} backend {reason}{hint}", schemes)
-    stored = read_stored(model.path, model.config)
-    if backend == "pytorch" and stored is not None and stored.method == "awq" and config.dtype == "bfloat16":
-        # LMDeploy would go on in float16 (``pytorch/config.py``, _update_torch_dtype).
-        raise unsupported("dtype", "LMDeploy's pytorch backend computes AWQ in float16 only", {"auto", "float16"})
 
 
 def _check_cache(config: EngineConfig, backend: BackendName, torch: Any) -> None:
@@ -140,6 +130,25 @@ def _check_quantization(config: EngineConfig, model: ModelFiles, torch: Any) -> 
     if not fits_fp8(model):
         raise unsupported(
             "quantization", "LMDeploy needs widths that are multiples of 128 for fp8, and this model has others"
+        )
+
+
+def _check_dtype(config: EngineConfig, model: ModelFiles, backend: BackendName) -> None:
+    own, stored = own_dtype(model.config), read_stored(model.path, model.config)
+    if config.dtype == "auto" and own not in {"bfloat16", "float16"}:
+        raise unsupported(
+            "dtype",
+            f"the checkpoint is {own or 'of no stated dtype'}, which LMDeploy would turn into float16; choose one",
+            {"bfloat16", "float16"},
+        )
+    wanted = own if config.dtype == "auto" else config.dtype
+    if backend == "pytorch" and stored is not None and stored.method == "awq" and wanted == "bfloat16":
+        # LMDeploy would go on in float16 (``pytorch/config.py``, _update_torch_dtype).
+        hint = "; the checkpoint is in bfloat16, so ask for dtype='float16'" if own == "bfloat16" else ""
+        raise unsupported(
+            "dtype",
+            f"LMDeploy's pytorch backend computes AWQ in float16 only{hint}",
+            {"float16"} | ({"auto"} if own == "float16" else set()),
         )
 
 

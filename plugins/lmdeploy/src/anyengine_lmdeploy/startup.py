@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyengine.backend.devices import check_visible_devices
+from anyengine.backend.dtypes import own_dtype
 from anyengine.errors import EngineStartupError, InvalidConfig
 
 from anyengine_lmdeploy.checks import check_config, unsupported, why_not_on
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from anyengine_lmdeploy.options import Options
 
-__all__ = ["Running", "block_size", "capacity_tokens", "start", "stop"]
+__all__ = ["Running", "block_size", "capacity_tokens", "dtype_of", "start", "stop"]
 
 #: Seconds that the loop of the engine in PyTorch may take to end.
 _GRACE = 10.0
@@ -59,6 +60,13 @@ def block_size(running: Running) -> int:
     if running.backend == "turbomind":
         return int(running.engine.backend_config.cache_block_seq_len)
     return int(running.engine.engine.cache_config.block_size)
+
+
+def dtype_of(running: Running) -> str:
+    """What the model is computed in, by its name."""
+    if running.backend == "turbomind":
+        return str(running.engine.backend_config.dtype)
+    return str(running.engine.engine.model_config.dtype).removeprefix("torch.")
 
 
 def capacity_tokens(running: Running) -> int | None:
@@ -92,7 +100,7 @@ async def start(config: EngineConfig, model: ModelFiles) -> Running:
         raise mapped from error
     try:
         # Before its loop runs: one that is just about to begin is not ended by closing the engine.
-        _check_came_out(config, running)
+        _check_came_out(config, model, running)
     except BaseException:
         with anyio.CancelScope(shield=True):
             await stop(running)
@@ -143,15 +151,15 @@ def _chosen(config: EngineConfig, model: ModelFiles, options: Options, library: 
         raise load_error(error, ()) or error from error
 
 
-def _check_came_out(config: EngineConfig, running: Running) -> None:
+def _check_came_out(config: EngineConfig, model: ModelFiles, running: Running) -> None:
     """Hold what was asked for against what LMDeploy made of it, which it changes with a warning at most.
 
     Raises:
         UnsupportedParameter, InvalidConfig: names the field.
     """
+    # TurboMind takes another where it has no kernel, and the engine in PyTorch where the device has no bfloat16.
+    _same("dtype", own_dtype(model.config) if config.dtype == "auto" else config.dtype, dtype_of(running))
     if running.backend == "turbomind":
-        # It takes another where it has no kernel.
-        _same("dtype", config.dtype, str(running.engine.backend_config.dtype), auto="auto")
         return
     inner = running.engine.engine
     cache, length, asked = inner.cache_config, int(inner.max_session_len), running.arguments.config
@@ -177,8 +185,9 @@ def _check_came_out(config: EngineConfig, running: Running) -> None:
         )
 
 
-def _same(field: str, wanted: object, got: object, auto: object = None) -> None:
-    if wanted not in {auto, got}:
+def _same(field: str, wanted: object, got: object) -> None:
+    """What nobody asked for is whatever LMDeploy made of it."""
+    if wanted is not None and wanted != got:
         raise unsupported(field, f"LMDeploy would go on with {got} here, not with {wanted}", {str(got)})
 
 
