@@ -16,6 +16,7 @@ from anyengine_conformance.progress import summary
 from anyengine_conformance.report import BadReport, read_report, signed, write_report
 from anyengine_conformance.results import Report
 from anyengine_conformance.settings import ExpectedFailure, Settings, read_expected_failures, read_settings
+from anyengine_conformance.subject import Garage, target_of
 from anyengine_conformance.violation import logged, without_places
 from msgspec.structs import replace
 
@@ -69,6 +70,24 @@ def test_a_whole_conformance_toml_is_read(tmp_path: Path):
     assert settings.config == {"model": "m", "kv_cache": {"block_size": 32}}
     assert settings.variants == {"small-context": {"max_model_len": 256}}
     assert (settings.time_factor, settings.xfails) == (2.0, tmp_path / "x.toml")
+
+
+def test_what_goes_with_the_files_model_does_not_go_with_another(tmp_path: Path):
+    text = """
+        [subject]
+        engine = "mine"
+        model = "models/m"
+        [variants.small-context]
+        max_model_len = 256
+        [variants.draft-model]
+        speculative = { method = "draft_model", model = "models/m-draft" }
+    """
+    settings = read_settings(_file(tmp_path, text))
+    same = settings.with_config({"model": "/there/models/m", "seed": 1})
+    assert (same.variants, same.config["seed"]) == (settings.variants, 1)
+    other = settings.with_config({"model": "models/other"})
+    assert set(other.variants) == {"small-context"}
+    assert "made for the model storyteller; for models/other" in Garage(target_of(other), other).lacks("draft-model")
 
 
 def test_a_file_that_is_not_there_is_said_so(tmp_path: Path):

@@ -190,7 +190,7 @@ def _settings(engine: str | None, options: dict[str, Any]) -> Settings:
         config["model"] = options["model"]
     EngineConfig(**config)  # a mistake shows before anything is loaded
     changes = {name: options[name] for name in ("oracle", "time_factor") if options[name] is not None}
-    return replace(settings, config=config, **changes)
+    return replace(settings.with_config(config), **changes)
 
 
 def _expected(settings: Settings, given: Path | None) -> dict[str, ExpectedFailure]:

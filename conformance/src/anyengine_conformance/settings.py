@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, cast
 
@@ -66,6 +66,14 @@ class Settings:
     xfails: Path | None = None
     simulated: bool = False
     file: Path | None = None
+
+    def with_config(self, config: Mapping[str, Any]) -> Settings:
+        """The same with other fields. A variant that goes with a model (its draft, say) goes with that one alone."""
+        known, before, after = variants(), self.config.get("model"), config.get("model")
+        given = self.variants
+        if PurePath(before or "").name != PurePath(after or "").name:
+            given = {name: fields for name, fields in given.items() if not known[name].only_for}
+        return replace(self, config=config, variants=given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
