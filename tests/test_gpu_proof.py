@@ -28,8 +28,8 @@ def step(tmp_path, code, *, limit=30.0, name="made", **fields):
     return Step(name, (sys.executable, "-c", code, str(report)), report, limit, **fields)
 
 
-async def run(*steps, ends=None, at_once=2, again=False):
-    await Runner(list(steps), [3], at_once, ends, again=again).run()
+async def run(*steps, gpus=(3,), ends=None, at_once=2, again=False):
+    await Runner(list(steps), gpus, at_once, ends, again=again).run()
 
 
 def left(made, *, failed=False, again=False):
@@ -119,6 +119,25 @@ async def test_a_step_runs_on_its_gpu_and_its_record_names_no_place_of_the_machi
     assert str(tmp_path) not in made.record.read_text()
 
 
+async def test_a_step_for_several_gpus_sees_them_after_all_others_and_does_not_run_on_fewer(tmp_path):
+    seen = tmp_path / "seen.txt"
+    note = f"import os; open({str(seen)!r}, 'a').write(os.environ['CUDA_VISIBLE_DEVICES'] + ' ');"
+    both = step(tmp_path, REPORTS + note, name="both", gpus=2)
+    await run(both, step(tmp_path, REPORTS + note, name="one"))
+    assert (seen.read_text().split(), both.outcome()) == (["3"], None)
+    await run(both, gpus=(3, 5, 7))
+    assert (seen.read_text().split(), json.loads(both.record.read_text())["gpu"]) == (["3", "3,5"], [3, 5])
+
+
+def test_tests_of_two_devices_are_steps_for_two_gpus_and_no_part_of_the_whole(tmp_path):
+    plan = Plan("model", tmp_path, PYTHONS)
+    every = plan.steps()
+    two = [each.name for each in every if each.gpus == 2]
+    assert two == [f"two-gpus/{engine}/tensor_parallel_over_two_devices" for engine in ("vllm", "lmdeploy")]
+    parts = [part.name for whole in plan.wholes(every).values() for part in whole]
+    assert not set(two) & set(parts)
+
+
 async def test_what_others_need_ends_before_them_and_what_measures_speed_comes_last(tmp_path):
     seen = tmp_path / "seen.txt"
     note = f"open({str(seen)!r}, 'a').write(pathlib.Path(sys.argv[1]).stem + ' ');"
@@ -198,7 +217,7 @@ def test_every_command_line_is_understood(tmp_path, which, monkeypatch):
             each.write("passed", 1.0, 0)
     for each in [*every, plan.judging(every)]:
         program, *words = each.command[1:]
-        if each.name.startswith("tests/"):
+        if each.name.startswith(("tests/", "two-gpus/")):
             continue  # pytest reads its command line when the rehearsal collects
         module = program == "-m"
         monkeypatch.setattr(sys, "argv", words if module else [program, *words])

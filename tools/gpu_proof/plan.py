@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 ANYENGINE = (sys.executable, "-m", "anyengine")
 PARITY = (*ANYENGINE, "conformance", "parity")
-#: A test function and its fixtures.
-_TEST = re.compile(r"^(?:async )?def (test_\w+)\(([^)]*)\)", re.MULTILINE)
+#: A test function, whether it is for two GPUs, and its fixtures.
+_TEST = re.compile(
+    r'^(@pytest\.mark\.usefixtures\("two_devices"\)\n)?(?:async )?def (test_\w+)\(([^)]*)\)', re.MULTILINE
+)
 #: Checks of what `determinism` promises.
 DETERMINISM = (
     "batching.invariant-bit-for-bit",
@@ -104,6 +106,7 @@ class Plan:
         limit: float,
         file: str | None = None,
         alone: bool = False,
+        gpus: int = 1,
         needs: tuple[str, ...] = (),
         makes: Path | None = None,
     ) -> Step:
@@ -111,7 +114,7 @@ class Plan:
         report = self.results / (file or f"{name.replace('/', '-')}.json")
         words = () if option is None else (option, str(report))
         extra = self.extra.get(name.partition("/")[0], ())
-        return Step(name, (*command, *words, *extra), report, limit, alone, needs, option is None, makes)
+        return Step(name, (*command, *words, *extra), report, limit, alone, gpus, needs, option is None, makes)
 
     def _options(self, variant: Variant) -> tuple[str, ...]:
         there = () if variant.environment is None else (f"environment={variant.environment}",)
@@ -197,15 +200,20 @@ class Plan:
         return [self._step(f"determinism/{variant.name}", command, "--report", limit=400)]
 
     def _tests(self, tests: Tests) -> list[Step]:
-        """A step for each function: they load engines of their own. Those that ask for its memory have a GPU alone."""
+        """A step for each function: they load engines of their own. Those that ask for its memory have a GPU alone.
+
+        What is for two GPUs is no part of the whole, which so is there after a run on one.
+        """
         made: list[Step] = []
-        for name, fixtures in _TEST.findall((ROOT / tests.file).read_text("utf-8")):
+        for two, name, fixtures in _TEST.findall((ROOT / tests.file).read_text("utf-8")):
             what = (f"{tests.file}::{name}", *tests.words)
             command = (sys.executable, "-m", "pytest", "-rA", "--no-header", "-p", "no:cacheprovider", "--gpu", *what)
             alone = "gpu" in fixtures.replace(" ", "").split(",")
-            file = f"parts/tests-{tests.engine}-{name.removeprefix('test_')}.txt"
-            step = f"tests/{tests.engine}/{name.removeprefix('test_')}"
-            made.append(self._step(step, command, None, limit=560, file=file, alone=alone))
+            kind, folder = ("two-gpus", "") if two else ("tests", "parts/")
+            file = f"{folder}{kind}-{tests.engine}-{name.removeprefix('test_')}.txt"
+            step = f"{kind}/{tests.engine}/{name.removeprefix('test_')}"
+            gpus = 2 if two else 1
+            made.append(self._step(step, command, None, limit=560, file=file, alone=alone, gpus=gpus))
         return made
 
     def _side_by_side(self) -> Step:

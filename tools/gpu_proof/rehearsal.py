@@ -24,6 +24,7 @@ EXTRA = {
     "conformance-smollm2": ("--oracle", "reference"),
     "determinism": ("--oracle", "reference"),
     "tests": ("--collect-only",),
+    "two-gpus": ("--collect-only",),
     "side-by-side": ("--max-tokens", "4"),
     "quantized": ("--rounds", "1", "--tokens", "4", "--requests", "2"),
     "concurrency": ("--rounds", "1", "--tokens", "4", "--numbers", "1,2"),

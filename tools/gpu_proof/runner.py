@@ -42,14 +42,22 @@ class Runner:
         self.again = again
 
     async def run(self) -> None:
-        """Those that share a GPU first, on a machine that is quiet then the others; a GPU takes the next as it can."""
+        """Those that share a GPU first, on a machine that is quiet then the others; a GPU takes the next as it can.
+
+        At last those that spread over several GPUs, for which all of them are free.
+        """
         for alone in (False, True):
             slots = list(self.gpus) * (1 if alone else self.at_once)
             await asyncio.gather(*(self._slot(gpu, alone=alone) for gpu in slots))
+        for step in self.waiting:
+            if step.gpus <= len(self.gpus):
+                await self._step(step, *self.gpus[: step.gpus])
+            else:
+                print(f"{step.name}: needs {step.gpus} GPUs", flush=True)
 
     async def _slot(self, gpu: int, *, alone: bool) -> None:
         def none_left() -> bool:
-            return all(step.alone != alone for step in self.waiting)
+            return all(step.alone != alone or step.gpus > 1 for step in self.waiting)
 
         while True:
             async with self.changed:
@@ -70,23 +78,24 @@ class Runner:
         """The first one that needs nothing that has not ended."""
         for step in self.waiting:
             open_ = any(other.name.startswith(step.needs) for other in (*self.waiting, *self.running))
-            if step.alone == alone and not open_:
+            if step.alone == alone and step.gpus == 1 and not open_:
                 return step
         return None
 
-    async def _step(self, step: Step, gpu: int) -> None:
+    async def _step(self, step: Step, *gpus: int) -> None:
         limit = step.limit if self.ends is None else min(step.limit, self.ends - time.monotonic())
         if limit <= 0:
             print(f"{step.name}: no time left", flush=True)
             return
         step.report.parent.mkdir(parents=True, exist_ok=True)
         step.clear(again=self.again)
-        step.write(CUT_OFF, 0.0, gpu)  # that is what it is if this program is killed
+        step.write(CUT_OFF, 0.0, *gpus)  # that is what it is if this program is killed
         started = time.monotonic()
-        print(f"{step.name}: on GPU {gpu}, at most {limit:.0f} s", flush=True)
-        outcome = await _outcome(step, gpu, limit)
+        visible = ",".join(map(str, gpus))
+        print(f"{step.name}: on GPU {visible}, at most {limit:.0f} s", flush=True)
+        outcome = await _outcome(step, visible, limit)
         seconds = time.monotonic() - started
-        step.write(outcome, seconds, gpu)
+        step.write(outcome, seconds, *gpus)
         print(f"{step.name}: {outcome} after {seconds:.0f} s", flush=True)
         if outcome not in ("passed", CUT_OFF):
             for file in [_log(step), *([step.report] if step.prints else [])]:
@@ -98,8 +107,8 @@ def _log(step: Step) -> Path:
     return step.report.with_suffix(".log")
 
 
-async def _outcome(step: Step, gpu: int, limit: float) -> str:
-    variables = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu), "PYTHONUNBUFFERED": "1"}
+async def _outcome(step: Step, visible: str, limit: float) -> str:
+    variables = os.environ | {"CUDA_VISIBLE_DEVICES": visible, "PYTHONUNBUFFERED": "1"}
     with contextlib.ExitStack() as files:
         log = files.enter_context(_log(step).open("wb"))
         process = await asyncio.create_subprocess_exec(

@@ -21,6 +21,7 @@ class Step:
         report: that it writes; in the results folder.
         limit: seconds.
         alone: on its GPU, because it measures speed or memory.
+        gpus: that it spreads over, all of which it has alone.
         needs: beginnings of the names of steps that must have ended before.
         prints: its report is what it writes to stdout.
         makes: folder that it makes; a step whose folder is gone has not run.
@@ -31,6 +32,7 @@ class Step:
     report: Path
     limit: float
     alone: bool = False
+    gpus: int = 1
     needs: tuple[str, ...] = ()
     prints: bool = False
     makes: Path | None = None
@@ -54,14 +56,14 @@ class Step:
         if self.makes is not None and self.makes.exists():
             shutil.rmtree(self.makes)
 
-    def write(self, outcome: str, seconds: float, gpu: int) -> None:
-        """Write down how it ended."""
+    def write(self, outcome: str, seconds: float, *gpus: int) -> None:
+        """Write down how it ended, and on which GPUs."""
         content = {
             "step": self.name,
             "outcome": outcome,
             "command": self._shown(),
             "seconds": round(seconds, 1),
-            "gpu": gpu,
+            "gpu": gpus[0] if len(gpus) == 1 else gpus,
             "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         }
         self.record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
