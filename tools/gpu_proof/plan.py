@@ -181,6 +181,8 @@ class Plan:
         }
         made: list[Step] = []
         for (kind, suffix), words in on.items():
+            if suffix and not variant.checkpoint:
+                continue
             for number, checks in enumerate(split(select(self.checks), variant.parts), 1):
                 only = tuple(word for check in checks for word in ("--only", check.id))
                 name, file = (
