@@ -18,6 +18,7 @@ import pytest
 from anyengine import EngineConfig
 from anyengine.backend.model_config import text_config
 from anyengine.cli.options import Assignment, merged
+from anyengine.errors import UnsupportedParameter
 from anyengine.hub import ModelFiles
 from anyengine.plugins import find_engines
 from anyengine.quantization import why_not
@@ -184,7 +185,9 @@ def take(load: Load) -> None:
     config = EngineConfig(**load.fields)
     check_config(load.engine, described(load.engine).capabilities, config)
     model = files_of(config)
-    assert why_not(described(load.engine).checkpoints, model.path, model.config, lambda: (9, 0)) is None
+    reason = why_not(described(load.engine).checkpoints, model.path, model.config, lambda: (9, 0))
+    if reason is not None:
+        raise UnsupportedParameter(reason)
     (take_vllm if load.engine == "vllm" else take_lmdeploy)(config, model)
 
 
@@ -257,3 +260,60 @@ def test_every_step_loads_what_the_plugin_takes(plan, adapters, monkeypatch):
             wrong.append(f"{load.who}: {type(error).__name__}: {error}")
     assert wrong == []
     assert len(asked) > 50
+
+
+# -- quantised checkpoints --------------------------------------------------------------------------------------------
+
+
+def packed(bits: int, group: int | None, *, form: str = "pack-quantized", rows: dict[str, Any] | None = None, **more):
+    """How compressed-tensors describes weights, and activations, in ``config.json``."""
+    weights = {"num_bits": bits, "type": "int", "strategy": "group" if group else "channel", "group_size": group}
+    groups = {"group_0": {"weights": weights | more, "input_activations": rows, "format": form}}
+    return {"quant_method": "compressed-tensors", "format": form, "config_groups": groups}
+
+
+def rows(kind: str, *, dynamic: bool = True) -> dict[str, Any]:
+    """Activations of 8 bits."""
+    return {"num_bits": 8, "type": kind, "dynamic": dynamic, "symmetric": True}
+
+
+#: As the toolchains describe what they make of SmolLM2, whose width of 576 has groups of 64 at most.
+MADE = {
+    "reference-int8-w8a16": packed(8, None),
+    "reference-int8-w8a8": packed(8, None, form="int-quantized", rows=rows("int")),
+    "reference-int4-w4a16": packed(4, 64),
+    "vllm-fp8-dynamic": packed(8, None, form="float-quantized", rows=rows("float"), type="float"),
+    "vllm-fp8-static": packed(8, None, form="float-quantized", rows=rows("float", dynamic=False), type="float"),
+    "vllm-int8-w8a8": packed(8, None, form="int-quantized", rows=rows("int")),
+    "vllm-int4-gptq": packed(4, 64, actorder="static"),
+    "vllm-int4-awq": packed(4, 64, symmetric=False),
+    "lmdeploy-int4-awq": {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 64, "zero_point": True},
+    "lmdeploy-int8-w8a8": {"quant_method": "smooth_quant", "quant_dtype": "int8"},
+    "lmdeploy-fp8-dynamic": {"quant_method": "smooth_quant", "quant_dtype": "float8_e4m3fn"},
+}
+LITE = {name for name in MADE if name.startswith("lmdeploy-")}
+#: What the rest is refused for, none of which is a mistake of the proof.
+MEASURED = {
+    "vllm": MADE.keys() - LITE | {"lmdeploy-int4-awq"},
+    "turbomind": set(),
+    "lmdeploy-pytorch": LITE - {"lmdeploy-int4-awq"},
+    "lmdeploy-pytorch-float16": LITE,
+}
+
+
+@pytest.mark.parametrize("variant", MEASURED)
+def test_the_quantised_checkpoints_that_are_measured_are_those_that_the_engine_computes(plan, variant):
+    step = next(step for step in plan.steps() if step.name == f"quantized/{variant}")
+    (load,) = of_step(step, plan, {})
+    found: dict[str, Exception | None] = {}
+    for folder in (Path(word) for word in step.command if Path(word).name in MADE):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(SMOLLM2 | {"quantization_config": MADE[folder.name]}))
+        try:
+            take(Load(step.name, load.engine, load.fields | {"model": str(folder)}))
+        except UnsupportedParameter as refusal:
+            found[folder.name] = refusal
+        else:
+            found[folder.name] = None
+    assert found.keys() == MADE.keys()
+    assert {name for name, refusal in found.items() if refusal is None} == MEASURED[variant]

@@ -138,7 +138,7 @@ VARIANTS = (
         concurrency=False,
         quantized=False,
     ),
-    # On the processor, where its speed says nothing beside those of a GPU; `benchmarks/quantized.py` runs anywhere. With
+    # On the processor, where its speed says nothing beside those of a GPU; `benchmarks/quantized.py` runs anywhere. On
     # the checkpoint it would miss the suite's deadlines there, and keep the processors from the others.
     Variant(
         "reference",
