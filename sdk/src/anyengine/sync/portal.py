@@ -75,8 +75,8 @@ class Portal:
         """
         if self.foreign:
             raise Misuse(
-                f"the engine was loaded in process {self._process}, of which this is a fork, without its threads; load an"
-                "  engine here, or start processes with multiprocessing's method 'spawn'"
+                f"the engine was loaded in process {self._process}, of which this is a fork, without its threads; load "
+                "an engine here, or start processes with multiprocessing's method 'spawn'"
             )
 
     def start(self, work: Callable[[], Awaitable[T] | T]) -> Future[T]:
