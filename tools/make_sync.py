@@ -51,9 +51,9 @@ class Engine:
         self._portal = portal
 '''
 LOAD = """
-portal = Portal()
+loading = AsyncEngine.load({arguments})
+portal = Portal(partial(loading.__aexit__, None, None, None))
 try:
-    loading = AsyncEngine.load({arguments})
     return cls(portal.call(loading.__aenter__), portal)
 except BaseException:
     portal.close()
@@ -69,7 +69,7 @@ finally:
 TAIL = '''
     def close(self) -> None:
         """Release everything; open requests end with reason ``abort``. Idempotent."""
-        self._portal.close(self._engine.close)
+        self._portal.close()
 
     def __enter__(self) -> Self:
         return self

@@ -5,6 +5,8 @@ import importlib.util
 import inspect
 import itertools
 import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,6 +20,7 @@ from anyengine.backend import TokenDelta
 from anyengine.errors import Misuse
 from anyengine.sync import Engine, Stream
 from anyengine.sync import stream as module
+from anyengine.sync.portal import Portal
 
 ROOT = Path(__file__).parents[2]
 SLOW = {"step_seconds": 0.001}
@@ -265,3 +268,128 @@ def test_a_failing_stream_raises_its_error_once(faulty):
         with pytest.raises(PluginError):
             next(iter(reader))
         assert list(reader) == []
+
+
+# -- the end of the program, forks, and what nobody closes -----------------------------------------------------
+
+
+PROGRAM = """
+import os, sys
+from pathlib import Path
+from anyengine import AnyEngineError
+from anyengine.sync import Engine
+from anyengine.testing import ScriptedPlugin
+
+class Plugin(ScriptedPlugin):
+    async def load(self, config, model):
+        backend = await super().load(config, model)
+        close = backend.close
+
+        async def told():
+            await close()
+            print("closed", flush=True)
+
+        backend.close = told
+        return backend
+
+engine = Engine.load(Plugin(lambda request: [71, 72] * 2000, sys.argv[1]))
+"""
+
+
+def run_program(model_folder, rest):
+    """What a program prints that is this, after an engine is loaded; it hangs for ever where it fails."""
+    command = [sys.executable, "-c", PROGRAM + rest, str(model_folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split("\n")[:-1]
+
+
+def test_a_program_that_closes_nothing_ends_and_the_engine_is_closed(model_folder):
+    assert run_program(model_folder, "print(engine.generate('hi', max_tokens=2).text)") == ["hi", "closed"]
+
+
+def test_an_engine_that_nobody_has_any_more_is_closed(model_folder):
+    rest = "thread = engine._portal._thread\ndel engine\nthread.join()\nprint('end')"
+    assert run_program(model_folder, rest) == ["closed", "end"]
+
+
+def test_in_a_fork_every_call_is_refused_and_the_close_leaves_the_engine_to_its_owner(model_folder):
+    rest = """
+with engine, engine.stream("hi") as stream:
+    child = os.fork()
+    if child == 0:
+        for call in (lambda: engine.generate("hi"), lambda: [next(stream) for _ in range(5000)]):
+            try:
+                call()
+            except AnyEngineError as error:
+                print(type(error).__name__, "is a fork" in str(error), flush=True)
+    else:
+        print(os.waitpid(child, 0)[1], engine.generate("hi", max_tokens=2).text, flush=True)
+if child == 0:
+    sys.exit()
+"""
+    assert run_program(model_folder, rest) == ["Misuse True", "Misuse True", "0 hi", "closed"]
+
+
+def test_a_load_that_is_interrupted_when_it_is_done_leaves_no_engine(faulty, monkeypatch):
+    call, closed = Portal.call, []
+
+    async def close():
+        closed.append(True)
+
+    def interrupted(self, work):
+        call(self, work)
+        monkeypatch.setattr(Portal, "call", call)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Portal, "call", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Engine.load(faulty(close=close))
+    assert closed == [True]
+
+
+def test_a_signal_handler_may_close_what_is_being_closed(faulty):
+    async def close():
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+    engine = Engine.load(faulty(close=close))
+    handled = []
+    previous = signal.signal(signal.SIGUSR1, lambda *_: handled.append(engine.close()))
+    try:
+        engine.close()
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    assert handled == [None]
+
+
+def test_from_the_engines_own_thread_calls_and_the_close_are_refused(scripted):
+    with Engine.load(scripted([71, 72])) as engine:
+
+        async def own(call):
+            call()
+
+        for call in (engine.health, engine.close):
+            with pytest.raises(Misuse, match="own thread"):
+                engine._portal.call(partial(own, call))
+        assert engine.generate("hi").text == "hi"
+
+
+def test_next_before_the_context_is_refused(scripted):
+    with Engine.load(scripted()) as engine, pytest.raises(Misuse):
+        next(engine.stream("hi"))
+
+
+def test_of_two_threads_that_read_one_stream_none_loses_what_the_other_left(endless):
+    with Engine.load(endless(**SLOW)) as engine, engine.stream("hi", max_tokens=200) as stream:
+        first = next(stream)
+        with stream._changed:
+            assert stream._changed.wait_for(lambda: len(stream._ready) >= 2, timeout=60)
+            lot, other = [*stream._taken, *stream._ready], []
+            # The other finds nothing taken yet, and waits for the lock that we hold while we take everything.
+            thread = threading.Thread(target=lambda: other.append(next(stream)))
+            thread.start()
+            mine = next(stream)
+        thread.join()
+        rest = list(stream)
+    assert {id(mine), id(other[0])} == {id(lot[0]), id(lot[1])}
+    assert sum(len(chunk.token_ids) for chunk in [first, mine, *other, *rest]) == 200

@@ -128,3 +128,64 @@ def test_help_imports_nothing_heavy(anyengine):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
     assert "Usage:" in done.stdout
     assert {name.split(".")[0] for name in done.stderr.split()} & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense", "--json"],
+        ["--nonsense", "--json"],
+        ["env", "nonsense", "--json"],
+        ["generate", "--nonsense", "--json"],
+        ["generate", "--json", "hi", "--max-tokens"],
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_reported_in_json_too(anyengine, arguments):
+    done = anyengine(*arguments)
+    assert (done.exit_code, set(json.loads(done.stdout))) == (2, {"error"})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "hi", "-o", "engine=x"],
+        ["generate", "hi", "-o", "cls=1"],
+        ["chat", "-o", "config.model=x"],
+        ["generate", "hi", "--model", "storyteller", "-o", "model=other"],
+        ["explain", "reference", "reference", "hi", "--first", "engine=x"],
+        ["engines", "--revision", "main"],
+        ["engines", "nothing", "--model", "storyteller"],
+    ],
+)
+def test_what_would_be_ignored_or_taken_for_something_else_is_refused(anyengine, arguments):
+    done = anyengine(*arguments)
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "stdout", "stderr"),
+    [
+        ("generate --engine scripted hi --max-tokens 2 >&-", 0, "", ""),
+        ("engines scripted 2>&- >/dev/null", 0, "", ""),
+        ("generate <&-", 2, "", "error: give a PROMPT, or pipe one in (see anyengine generate --help)\n"),
+        ("chat --engine scripted <&-", 0, "", ""),
+        ("--help >/dev/full", 1, "", "error: [Errno 28] No space left on device\n"),
+        ("engines nothing --json 2>/dev/null >/dev/full", 2, "", ""),
+        ("engines nothing 2>/dev/full", 2, "", ""),
+    ],
+)
+def test_streams_that_are_closed_or_full(anyengine, line, code, stdout, stderr):
+    command, environment = anyengine.program
+    shell = ["sh", "-c", f'"$@" {line}', "sh", *command]
+    done = subprocess.run(shell, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, stdout, stderr)
+
+
+def test_what_a_checkpoint_or_an_error_says_cannot_steer_the_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    Output().table(("A", "B"), [("a\x1b[31m", "b\x9b")])
+    Output().error(OSError("c\x1b[31m"))
+    assert "\x1b[31m" not in sys.stdout.getvalue() + sys.stderr.getvalue()
+    assert "a\ufffd[31m" in sys.stdout.getvalue()
+    assert sys.stderr.getvalue() == "error: c\ufffd[31m\n"

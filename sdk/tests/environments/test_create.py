@@ -238,3 +238,24 @@ def test_an_environment_where_an_engine_only_quantises_is_good_for_that(schemes)
     else:
         with pytest.raises(EnvironmentFailed, match="cannot run in it: not here"):
             _require(environment, "simulated")
+
+
+def test_an_environment_of_another_interpreter_is_not_what_was_asked_for(create, interpreter, tmp_path):
+    made, _ = create()
+    assert create(python=str(interpreter().python))[0].python == made.python  # made of the same one
+    other = tmp_path / "python"
+    other.write_text(
+        f'#!/bin/sh\necho \'anyengine {{"python": "{other}", "version": "3.13.0", "platform": "linux"}}\'\n'
+    )
+    other.chmod(0o755)
+    with pytest.raises(InvalidConfig, match="is there already, made of") as caught:
+        create(python=str(other))
+    assert caught.value.field == "python"
+
+
+def test_an_interpreter_or_a_name_that_is_empty_is_not_the_default(create, home):
+    for given, field in (({"python": ""}, "python"), ({"name": ""}, "environment")):
+        with pytest.raises(InvalidConfig) as caught:
+            create(**given)
+        assert caught.value.field == field
+    assert left(home) == []

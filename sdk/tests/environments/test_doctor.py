@@ -231,3 +231,31 @@ def test_what_nvidia_smi_says(tmp_path, monkeypatch, script, expected):
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert doctor._gpus() == expected
+
+
+def test_an_interpreter_that_has_become_something_else(interpreter, no_gpu):
+    there = interpreter().ours()
+    environment = add_environment("mine", str(there.python))
+    there.python.unlink()
+    there.python.write_text("#!/bin/sh\n")
+    there.python.chmod(0o755)
+    text = f"{there.python} does not answer as a Python interpreter does"
+    assert examine(environment).findings == (Finding("problem", "interpreter", text),)
+
+
+def test_what_an_interpreter_prints_when_it_ends_is_no_answer(interpreter, findings, no_pip):
+    there = interpreter().ours().engine()
+    (there.packages / "noise.pth").write_text("import atexit; atexit.register(print, 'bye')\n")
+    environment = add_environment("other", str(interpreter().ours().python))
+    told = doctor._Examination(msgspec.structs.replace(environment, python=str(there.python)))
+    assert next(told.findings()).level == "ok"
+
+
+def test_a_pip_that_fails_knows_of_no_conflicts(interpreter, findings):
+    there = interpreter().ours().engine()
+    (there.packages / "pip").mkdir()
+    (there.packages / "pip" / "__init__.py").touch()
+    (there.packages / "pip" / "__main__.py").write_text("raise SystemExit('no such thing')")
+    package(there, "pip", "1.0")
+    found = findings(there)["conflicts"]
+    assert (found.level, found.text) == ("note", "pip check fails: no such thing")

@@ -175,3 +175,31 @@ def test_the_only_one_that_had_the_engine_and_is_broken_is_named(interpreter):
     (there.packages / "ours.pth").unlink()
     with pytest.raises(EnvironmentFailed, match=r"environment mine is there for simulated.*anyengine is not installed"):
         choose_environment("simulated")
+
+
+def test_an_environment_whose_record_cannot_be_renewed_works_nevertheless(interpreter, home):
+    there = interpreter().ours()
+    add("mine", there)
+    there.engine()
+    (home / "mine.lock").unlink(missing_ok=True)
+    (home / "mine.lock").mkdir()  # as little a file to be opened as in a folder that cannot be written
+    assert choose_environment("simulated").name == "mine"
+    assert environments()[0].described.find("simulated") is None
+
+
+def test_paths_that_a_record_cannot_hold_and_users_that_do_not_exist_are_refused(monkeypatch, tmp_path):
+    for path in (f"{tmp_path}/\udcff", ""):
+        with pytest.raises(InvalidConfig) as caught:
+            add_environment("mine", path)
+        assert caught.value.field == "python"
+    with pytest.raises(EnvironmentFailed, match="there is no interpreter"):
+        add_environment("mine", "~nobody-of-that-name/python")
+    monkeypatch.setenv("ANYENGINE_HOME", f"{tmp_path}/\udcff")
+    with pytest.raises(InvalidConfig, match="ANYENGINE_HOME"):
+        environments()
+
+
+def test_a_log_that_cannot_be_deleted_is_said(interpreter, home):
+    (home / "mine.log").mkdir(parents=True)
+    with pytest.raises(EnvironmentFailed, match="cannot be deleted"):
+        add("mine", interpreter().ours())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from anyengine.cli.options import engine_config, engine_options, sampling, sampling_options
-from anyengine.cli.output import Output, common_options
+from anyengine.cli.output import Output, common_options, is_terminal
 from anyengine.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class _Conversation:
         self._messages = list(self._start)
         self._max_tokens = max_tokens
         self._sampling = params
-        self._typed = sys.stdin.isatty()
+        self._typed = is_terminal(sys.stdin)
 
     def run(self) -> None:
         """Take turns until the input ends.
@@ -94,7 +94,7 @@ class _Conversation:
             # On stderr: a program that reads our output shall not find it there.
             click.echo("> ", nl=False, err=True)
             _wait_for_input()
-        line = sys.stdin.readline()
+        line = "" if sys.stdin is None else sys.stdin.readline()  # None: it was closed before we began
         if not line and self._typed:
             click.echo(err=True)
         return line.rstrip("\n") if line else None

@@ -37,6 +37,8 @@ def engines(output: Output, /, name: str | None, model: str | None, revision: st
     """List the engines, here and in environments, or all that NAME can do."""
     from anyengine.plugins import find_engine, find_engines  # noqa: PLC0415 heavy for `--help`
 
+    if revision is not None and model is None:
+        raise click.UsageError("--revision is of a --model")
     here = find_engines()
     places = [_Place(_described(engine), None) for engine in here.values()]
     ready = {place.engine.name for place in places if place.engine.reason is None}
@@ -45,6 +47,8 @@ def engines(output: Output, /, name: str | None, model: str | None, revision: st
         elsewhere = [place for place in _in_environments() if place.engine.name not in ready]
         places = sorted([*places, *elsewhere], key=lambda place: place.engine.name)
     if model is not None:
+        if name is not None and all(place.engine.name != name for place in places):
+            find_engine(name)
         _for_model(output, [place for place in places if name in {None, place.engine.name}], model, revision)
     elif name is not None:
         places = [place for place in places if place.engine.name == name]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anyengine.cli.options import Assignment, merged
+from anyengine.cli.options import Assignment, merged, require_fields
 from anyengine.cli.output import Output, common_options
 
 if TYPE_CHECKING:
@@ -61,11 +61,13 @@ def explain(
     base = {} if model is None else {"model": model}
     content: Any = [{"role": "user", "content": prompt}] if chat else prompt
 
+    fields, others = (require_fields(merged(dict(base), [*both, *own])) for own in (one, other))
+
     async def run() -> Explanation:
         with output.working(f"loading {first} and {second}"):
             async with (
-                Engine.load(first, **merged(dict(base), [*both, *one])) as engine,
-                Engine.load(second, **merged(dict(base), [*both, *other])) as against,
+                Engine.load(first, **fields) as engine,
+                Engine.load(second, **others) as against,
             ):
                 return await explanation(engine, against, content, max_tokens=max_tokens)
 

@@ -76,7 +76,7 @@ def generate(output: Output, /, prompt: str | None, *, stream: bool | None, **op
 def _prompt(given: str | None) -> str:
     if given is not None and given != "-":
         return given
-    if given is None and sys.stdin.isatty():
+    if sys.stdin is None or (given is None and sys.stdin.isatty()):  # None: it was closed before we began
         raise click.UsageError("give a PROMPT, or pipe one in")
     return sys.stdin.read().removesuffix("\n")
 

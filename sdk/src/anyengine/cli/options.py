@@ -13,7 +13,16 @@ if TYPE_CHECKING:
 
     from anyengine.request import SamplingParams
 
-__all__ = ["SAMPLING", "Assignment", "engine_config", "engine_options", "merged", "sampling", "sampling_options"]
+__all__ = [
+    "SAMPLING",
+    "Assignment",
+    "engine_config",
+    "engine_options",
+    "merged",
+    "require_fields",
+    "sampling",
+    "sampling_options",
+]
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -58,6 +67,18 @@ def merged(fields: dict[str, Any], assignments: Iterable[tuple[str, Any]]) -> di
     return fields
 
 
+def require_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what ``Engine.load`` takes, and is no field of EngineConfig.
+
+    Raises:
+        click.UsageError: there is such a name.
+    """
+    for name in ("cls", "config", "engine"):
+        if name in fields:
+            raise click.UsageError(f"unknown field {name!r}: EngineConfig has none of that name")
+    return fields
+
+
 def engine_options(command: F) -> F:
     """``--engine``, ``--model``, ``--config`` and ``-o``."""
     options = (
@@ -87,7 +108,7 @@ def engine_config(model: str | None, config: Path | None, assignments: Iterable[
     """The fields of EngineConfig that the options give.
 
     Raises:
-        click.UsageError: the file holds no JSON object.
+        click.UsageError: the file holds no JSON object, or the model is given twice.
     """
     base: Any = {}
     if config is not None:
@@ -97,7 +118,10 @@ def engine_config(model: str | None, config: Path | None, assignments: Iterable[
             raise click.UsageError(f"--config: {config} cannot be read as JSON: {error}") from error
         if not isinstance(base, dict):
             raise click.UsageError(f"--config: {config} does not hold a JSON object")
-    fields = merged(cast("dict[str, Any]", base), assignments)
+    assigned = list(assignments)
+    if model is not None and any(key == "model" for key, _ in assigned):
+        raise click.UsageError("give --model or -o model, not both")
+    fields = require_fields(merged(cast("dict[str, Any]", base), assigned))
     return fields | ({} if model is None else {"model": model})
 
 

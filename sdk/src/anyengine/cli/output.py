@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,18 +18,26 @@ from anyengine.errors import AnyEngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
+    from typing import TextIO
 
-__all__ = ["EXIT_CODES", "Cli", "Output", "common_options"]
+__all__ = ["EXIT_CODES", "Cli", "Output", "common_options", "is_terminal"]
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
 FAILURE, INTERRUPTED = 1, 130
+#: Where a context keeps whether the command line has ``--json`` in it.
+_JSON = "anyengine.json"
 EXIT_CODES = (
     "Exit codes: 0 done, 1 something failed, 2 the command or a value in it is wrong, 130 interrupted. "
     'Errors are one line on stderr; with --json also a document {"error": …} on stdout.'
 )
 #: Everything of C0 and C1 but tab and newline: what a model writes must not steer a terminal.
 _CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "\ufffd")
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person is there; Python has None for a stream that was closed before it began."""
+    return stream is not None and stream.isatty()
 
 
 @dataclass(slots=True)
@@ -56,18 +64,18 @@ class Output:
 
     def text(self, text: str, *, end: str = "\n") -> None:
         """Print a model's text as it is; to a terminal without control characters."""
-        shown = text.translate(_CONTROL) if sys.stdout.isatty() else text
+        shown = text.translate(_CONTROL) if is_terminal(sys.stdout) else text
         # click takes escape sequences out of what goes to no terminal, unless it is told that colours are wanted.
         click.echo(shown + end, nl=False, color=True)
 
     def quote(self, text: str) -> None:
         """Show a person what the text that follows belongs to; what is piped is that text alone."""
-        if sys.stdout.isatty():
+        if is_terminal(sys.stdout):
             click.echo(click.style(text.translate(_CONTROL), dim=True), nl=False)
 
     def note(self, text: str) -> None:
         """Say something aside, to a person only."""
-        if sys.stderr.isatty():
+        if is_terminal(sys.stderr):
             click.echo(click.style(text, dim=True), err=True)
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -76,13 +84,14 @@ class Output:
         from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
 
-        terminal = sys.stdout.isatty()
+        terminal = is_terminal(sys.stdout)
         table = Table(*headings, box=None, pad_edge=False, header_style="bold", show_edge=False)
         table.columns[0].no_wrap = True
         for column in table.columns:
             column.overflow = "fold"  # on a narrow terminal nothing is left out
         for row in rows:
-            table.add_row(*map(Text, row))
+            # What a checkpoint or a plugin says of itself must not steer the terminal either.
+            table.add_row(*(Text(cell.translate(_CONTROL) if terminal else cell) for cell in row))
         console = Console(width=None if terminal else 100_000)
         with console.capture() as captured:
             console.print(table)
@@ -91,7 +100,7 @@ class Output:
     @contextmanager
     def working(self, text: str) -> Generator[None]:
         """Show a person that something takes time."""
-        if self.json or not sys.stderr.isatty():
+        if self.json or not is_terminal(sys.stderr):
             yield
             return
         from rich.console import Console  # noqa: PLC0415 heavy for `--help`
@@ -121,10 +130,15 @@ class Output:
         if self.debug:
             traceback.print_exception(error)
         if self.json:
-            self.document({"error": facts})
+            try:
+                self.document({"error": facts})
+            except OSError:  # a full disk, a reader that left: stderr and the exit code still tell
+                _forget_stdout()
         field = getattr(error, "field", None)
         named = f"{field}: " if field and not re.search(rf"\b{re.escape(field)}\b", message) else ""
-        click.echo("error: " + " ".join(f"{named}{message}".split()), err=True)
+        line = " ".join(f"{named}{message}".split())
+        with suppress(OSError):
+            click.echo("error: " + (line.translate(_CONTROL) if is_terminal(sys.stderr) else line), err=True)
         return code
 
 
@@ -134,12 +148,18 @@ class Cli(click.Group):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
+        json = _asks_for_json(args)
         try:
-            return super().make_context(info_name, args, parent, **extra)
+            context = super().make_context(info_name, args, parent, **extra)
         except NoArgsIsHelpError:
             raise
-        except click.UsageError as error:  # of the group itself; those of its commands come through invoke
-            raise Exit(Output().error(error)) from error
+        except BrokenPipeError as error:  # of --help and --version
+            _forget_stdout()
+            raise Exit(FAILURE) from error
+        except (click.UsageError, OSError) as error:  # of the group itself; those of its commands come through invoke
+            raise Exit(Output(json=json).error(error)) from error
+        context.meta[_JSON] = json
+        return context
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -154,15 +174,21 @@ class Cli(click.Group):
             code = FAILURE
         except Exception as error:  # noqa: BLE001 the last place that can say it in one line
             output = ctx.obj if isinstance(ctx.obj, Output) else Output()
+            if isinstance(error, click.UsageError):  # perhaps of a command line that was not read to its --json
+                output.json |= ctx.meta[_JSON]
             code = output.error(error)
         raise Exit(code)
 
 
+def _asks_for_json(arguments: Sequence[str]) -> bool:
+    return "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
+
+
 def _forget_stdout() -> None:
-    """Whoever read our output has left; nothing more can be said, and the interpreter must not try when it ends."""
+    """Whoever read our output has left, or its disk is full: the interpreter must not try again when it ends."""
     try:
         descriptor = sys.stdout.fileno()
-    except (OSError, ValueError):
+    except (AttributeError, OSError, ValueError):
         return
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, descriptor)

@@ -55,13 +55,13 @@ def create_environment(
         progress: called with lines that say what happens.
 
     Raises:
-        InvalidConfig: an argument is wrong, or the name is taken by something else.
+        InvalidConfig: an argument is wrong, or the name is taken by something else, as by one of another interpreter.
         EnvironmentFailed: it cannot be made; says why, with pip's last lines.
     """
-    name = valid_name(name or (f"{engine}-{variant}" if variant else engine))
-    if (found := _existing(name, engine, variant, progress)) is not None:
+    name = valid_name((f"{engine}-{variant}" if variant else engine) if name is None else name)
+    if (found := _existing(name, engine, variant, python, progress)) is not None:
         return found
-    base = interpreter(resolved(python or sys.executable))
+    base = interpreter(resolved(sys.executable if python is None else python))
     arguments = install_arguments(engine, source)
     known = find_engines().get(engine)
     if source is None and known is not None and known.description is not None:
@@ -69,7 +69,7 @@ def create_environment(
         _choose(known.description.environments, variant, base, engine)
     with locked(name, waiting=lambda: progress(f"another process is making {name}; waiting for it")) as lock:
         assert lock is not None  # noqa: S101 it waits
-        if (found := _existing(name, engine, variant, progress)) is not None:
+        if (found := _existing(name, engine, variant, python, progress)) is not None:
             return found
         if discard(name):
             progress(f"deleted what was left of {name}, which was never finished")
@@ -88,7 +88,9 @@ def create_environment(
                 shutil.rmtree(folder_of(name), ignore_errors=True)
 
 
-def _existing(name: str, engine: str, variant: str | None, progress: Callable[[str], None]) -> Environment | None:
+def _existing(
+    name: str, engine: str, variant: str | None, python: str | None, progress: Callable[[str], None]
+) -> Environment | None:
     """The environment that is there already, if it is what is wanted."""
     found = read(name)
     if found is None:
@@ -97,6 +99,16 @@ def _existing(name: str, engine: str, variant: str | None, progress: Callable[[s
         raise taken(name)
     found = described_anew(found)
     _require(found, engine)
+    if python is not None:
+        base = interpreter(resolved(python))
+        # A virtual environment's interpreter is a link to what it was made of.
+        if os.path.realpath(base.python) != os.path.realpath(found.python):
+            raise InvalidConfig(
+                f"python: the environment {name!r} is there already, made of {os.path.realpath(found.python)} and not "
+                f"of {base.python}; choose another name, or remove it first: anyengine env remove {name}",
+                engine=engine,
+                field="python",
+            )
     progress(f"{name} is there already")
     return found
 

@@ -117,7 +117,11 @@ class _Examination:
             said = [line for line in done.stderr.splitlines() if line.strip()]
             how = f"exit status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
             raise EnvironmentFailed(f"{self._python} fails ({how}): {said[-1] if said else 'it says nothing'}")
-        return done.stdout.strip().rpartition("\n")[2]
+        # Other lines are of what runs when an interpreter starts or ends.
+        answer = next((line for line in done.stdout.splitlines() if line.startswith('{"version"')), None)
+        if answer is None:
+            raise EnvironmentFailed(f"{self._python} does not answer as a Python interpreter does")
+        return answer
 
     def _sdk(self, described: EnvironmentDescription) -> Finding:
         from importlib.metadata import version  # noqa: PLC0415 next to its use
@@ -182,6 +186,11 @@ class _Examination:
         # What is installed without its dependencies is meant to differ from them.
         meant = {_canonical(_name(text)) for step in steps if step.no_deps for text in step.requirements}
         lines = [line for line in done.stdout.splitlines() if line.strip() and done.returncode != 0]
+        if done.returncode != 0 and not lines:
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            text = f"pip check fails: {said[-1] if said else 'it says nothing'}"
+            yield Finding("note", "conflicts", text)
+            return
         for line in lines:
             known = _canonical(line.split()[0]) in meant
             text = f"{line}{' (so in the tested set)' if known else ''}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -81,7 +81,7 @@ def refreshed(environment: Environment) -> Environment:
 
 
 def described_anew(environment: Environment) -> Environment:
-    """The environment with what it says when asked now, which is kept in its record.
+    """The environment with what it says when asked now, which is kept in its record if it can be.
 
     Raises:
         EnvironmentFailed: as by :func:`refreshed`.
@@ -91,7 +91,8 @@ def described_anew(environment: Environment) -> Environment:
         environment, described=described, fingerprint=fingerprint(environment.python, described)
     )
     if read(environment.name) is not None:
-        with locked(environment.name) as lock:
+        # Where nothing can be written, as in an image or on a full disk, the environment works nevertheless.
+        with contextlib.suppress(EnvironmentFailed), locked(environment.name) as lock:
             # Who holds it is removing the environment or making it again, and our record would be in the way.
             if lock is not None and read(environment.name) == environment:
                 write(fresh)
@@ -204,9 +205,21 @@ def remove_environment(name: str) -> bool:
 
 
 def resolved(python: str) -> str:
-    """The absolute path of an interpreter; links are kept, for a virtual environment's interpreter is one."""
+    """The absolute path of an interpreter; links are kept, for a virtual environment's interpreter is one.
+
+    Raises:
+        InvalidConfig: it is empty, or cannot be written into a record, which is UTF-8.
+    """
     found = shutil.which(python) if os.sep not in python else None
-    return os.path.abspath(found or Path(python).expanduser())  # noqa: PTH100 `resolve` would follow links
+    # Not Path's expanduser, which raises where there is no such user.
+    path = os.path.abspath(found or os.path.expanduser(python))  # noqa: PTH100, PTH111 `resolve` would follow links
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidConfig(f"python: the path {python!r} is not UTF-8", field="python") from error
+    if not python:
+        raise InvalidConfig("python: the path of an interpreter is empty", field="python")
+    return path
 
 
 def taken(name: str) -> InvalidConfig:

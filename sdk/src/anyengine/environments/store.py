@@ -57,7 +57,13 @@ def home() -> Path:
     """The folder of all environments: below ``ANYENGINE_HOME``, else in the user's data folder."""
     given = os.environ.get("ANYENGINE_HOME")
     if given:
-        return Path(given).expanduser().absolute() / "environments"
+        # Not Path's expanduser, which raises where there is no such user.
+        path = os.path.expanduser(given)  # noqa: PTH111
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:  # records are UTF-8, and have paths in this folder
+            raise InvalidConfig(f"ANYENGINE_HOME: the path {given!r} is not UTF-8", field="environment") from error
+        return Path(path).absolute() / "environments"
     from platformdirs import user_data_path  # noqa: PLC0415 only where it is needed
 
     return user_data_path("anyengine") / "environments"
@@ -131,10 +137,10 @@ def discard(name: str) -> bool:
         Whether there was anything.
     """
     folder = folder_of(name)
-    log_of(name).unlink(missing_ok=True)
-    if not os.path.lexists(folder):
-        return False
     try:
+        log_of(name).unlink(missing_ok=True)
+        if not os.path.lexists(folder):
+            return False
         (folder / _RECORD).unlink(missing_ok=True)
         shutil.rmtree(folder)
     except OSError as error:

@@ -61,9 +61,9 @@ class Engine:
             UnknownEngine, InvalidConfig, UnsupportedParameter: the call cannot be right.
             ModelNotFound, OutOfMemory, EngineStartupError, PluginError: the engine did not come up.
         """
-        portal = Portal()
+        loading = AsyncEngine.load(engine, model, config=config, extensions=extensions, **options)
+        portal = Portal(partial(loading.__aexit__, None, None, None))
         try:
-            loading = AsyncEngine.load(engine, model, config=config, extensions=extensions, **options)
             return cls(portal.call(loading.__aenter__), portal)
         except BaseException:
             portal.close()
@@ -365,7 +365,7 @@ class Engine:
 
     def close(self) -> None:
         """Release everything; open requests end with reason ``abort``. Idempotent."""
-        self._portal.close(self._engine.close)
+        self._portal.close()
 
     def __enter__(self) -> Self:
         return self

@@ -2,44 +2,95 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import threading
+import weakref
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
-from anyio.from_thread import start_blocking_portal
+from anyio.from_thread import BlockingPortal
 
-from anyengine.errors import EngineClosed
+from anyengine.errors import EngineClosed, Misuse
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from concurrent.futures import Future
 
 __all__ = ["Portal"]
 
 T = TypeVar("T")
 
+#: Those that are to be closed when the program ends.
+_open: weakref.WeakSet[Portal] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what the program did not.
+
+    The interpreter has closed its pools of threads by now. An engine in this process that cannot close without them
+    ends with the process.
+    """
+    for portal in list(_open):
+        with suppress(Exception):
+            portal.close()
+
 
 class Portal:
-    """Runs coroutines on its loop for any thread."""
+    """Runs coroutines on its loop for any thread, until it is closed, forgotten, or the program ends.
 
-    def __init__(self) -> None:
-        self._running = start_blocking_portal("asyncio", name="anyengine")
-        self._portal = self._running.__enter__()
+    Args:
+        last: to run on the loop before it ends.
+    """
+
+    def __init__(self, last: Callable[[], Awaitable[Any]] | None = None) -> None:
+        # Not anyio's own start_blocking_portal: it waits for its loop when it is collected, and at the end of the
+        # program, or in a fork, there is no loop any more that could answer.
+        ready: Future[BlockingPortal] = Future()
+        self._thread = threading.Thread(target=_run, args=(ready,), name="anyengine", daemon=True)
+        self._thread.start()
+        self._portal = ready.result()
+        self._last = last
+        self._process = os.getpid()
         self.closed = False
-        self._closing = threading.Lock()
+        # A signal's handler may close what its own thread is closing.
+        self._closing = threading.RLock()
         self._rooms: set[anyio.Event] = set()
+        self._forgotten = weakref.finalize(self, _end, self._portal, last, self._process)
+        self._forgotten.atexit = False
+        _open.add(self)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether this is a fork of the process that has the loop."""
+        return self._process != os.getpid()
+
+    def require_own_process(self) -> None:
+        """Refuse to wait for what cannot answer.
+
+        Raises:
+            Misuse: this is a fork of the process that has the loop.
+        """
+        if self.foreign:
+            raise Misuse(
+                f"the engine was loaded in process {self._process}, of which this is a fork, without its threads; load "
+                "an engine here, or start processes with multiprocessing's method 'spawn'"
+            )
 
     def start(self, work: Callable[[], Awaitable[T] | T]) -> Future[T]:
         """Begin, and return at once.
 
         Raises:
             EngineClosed: the loop is closed.
+            Misuse: it is in another process, or the caller is on it.
         """
+        self.require_own_process()
+        self._require_other_thread()
         try:
             return self._portal.start_task_soon(work)  # pyright: ignore[reportReturnType, reportArgumentType] its overloads tell the two apart
         except RuntimeError as error:
-            if not self.closed:  # called from the loop itself
-                raise
             raise EngineClosed("the engine was closed; load a new one") from error
 
     def call(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -77,15 +128,58 @@ class Portal:
         for room in self._rooms:
             room.set()
 
-    def close(self, last: Callable[[], Awaitable[Any]] | None = None) -> None:
+    def _require_other_thread(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise Misuse(
+                "a call of anyengine.sync from the engine's own thread, as from an extension, would wait for itself"
+            )
+
+    def close(self) -> None:
         """Run ``last``, let everything come to its end, and the thread too. Idempotent; who comes second waits."""
+        if self.foreign:  # it is its owner's
+            return
+        self._require_other_thread()
         with self._closing:
             if self.closed:
                 return
             self.closed = True
+            self._forgotten.detach()
             try:
-                if last is not None:
-                    self.call(last)
+                if self._last is not None:
+                    self.call(self._last)
             finally:
                 self.call(self._make_room)
-                self._running.__exit__(None, None, None)
+                self.call(self._portal.stop)
+                self._thread.join()
+                _open.discard(self)
+
+
+def _run(ready: Future[BlockingPortal]) -> None:
+    """The loop's thread."""
+
+    async def serve() -> None:
+        async with BlockingPortal() as portal:
+            ready.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    try:
+        anyio.run(serve, backend="asyncio")
+    except BaseException as error:
+        if ready.done():
+            raise
+        ready.set_exception(error)
+
+
+def _end(portal: BlockingPortal, last: Callable[[], Awaitable[Any]] | None, process: int) -> None:
+    """End the loop of a portal that nobody has any more."""
+
+    def end() -> None:
+        try:
+            if last is not None:
+                portal.call(last)
+        finally:
+            portal.call(portal.stop)
+
+    # Apart: the garbage collector may call this in any thread, that of the loop among them.
+    if process == os.getpid():
+        threading.Thread(target=end, name="anyengine-end", daemon=True).start()

@@ -108,16 +108,27 @@ class Stream:
         return self
 
     def __next__(self) -> Chunk:
-        if not self._taken:
-            with self._changed:
-                self._changed.wait_for(lambda: self._ready or self._over)
-                self._taken, self._ready = self._ready, deque()
-                room, self._room = self._room, None
-            if room is not None:
-                with suppress(EngineClosed):
-                    self._portal.start(room.set)
-        if self._taken:
+        try:
             return self._taken.popleft()
+        except IndexError:
+            return self._next_ready()
+
+    def _next_ready(self) -> Chunk:
+        if self._task is None:
+            raise Misuse("a stream is read inside its context: `with engine.stream(...) as stream`")
+        self._portal.require_own_process()
+        with self._changed:
+            # Another thread that reads the same stream may have taken, or be taking, what is ready.
+            self._changed.wait_for(lambda: self._ready or self._taken or self._over)
+            self._taken.extend(self._ready)
+            self._ready.clear()
+            room, self._room = self._room, None
+            chunk = self._taken.popleft() if self._taken else None
+        if room is not None:
+            with suppress(EngineClosed):
+                self._portal.start(room.set)
+        if chunk is not None:
+            return chunk
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -135,7 +146,7 @@ class Stream:
 
     def _leave(self) -> None:
         self._left = True
-        if self._task is not None:
+        if self._task is not None and not self._portal.foreign:
             if self._reading is None:
                 self._task.cancel()
             else:
