@@ -64,6 +64,17 @@ def checkpoint(form, bits, rows=None, group=None):
 TOKEN = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 
 
+@pytest.fixture
+def processor(tmp_path, monkeypatch):
+    """``processor(flags)``: what this machine's says of itself."""
+
+    def has(flags):
+        (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
+        monkeypatch.setattr("anyengine.quantization.support._PROCESSOR", tmp_path / "cpuinfo")
+
+    return has
+
+
 @pytest.mark.parametrize(
     ("config", "on_cpu", "on_gpu"),
     [
@@ -74,12 +85,29 @@ TOKEN = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "
     ],
     ids=["w8a8", "w4a16", "w8a16", "small groups"],
 )
-def test_what_loads_depends_on_the_build(config, on_cpu, on_gpu, anywhere, monkeypatch):
+def test_what_loads_depends_on_the_build(config, on_cpu, on_gpu, anywhere, processor, monkeypatch):
+    processor("avx512f avx512bw avx512dq avx512vl avx512_vnni")
     for cpu, expected in ((True, on_cpu), (False, on_gpu)):
         monkeypatch.setattr(versions, "cpu_build", lambda cpu=cpu: cpu)
         reason = why_not(checkpoints(), Path(), config, capability=lambda: (9, 0))
         assert (reason is None) == (expected is None)
         assert (expected or "") in (reason or "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "config", "lacks"),
+    [
+        ("avx2 avx512f avx512bw avx512dq avx512vl", checkpoint("int-quantized", 8, TOKEN), "avx512_vnni"),
+        ("avx2 avx512f avx512_vnni", checkpoint("pack-quantized", 4, group=64), "avx512bw, avx512dq, avx512vl"),
+    ],
+    ids=["w8a8", "w4a16"],
+)
+def test_what_a_cpu_has_no_instructions_for_is_not_loaded_there(flags, config, lacks, anywhere, processor, monkeypatch):
+    processor(flags)
+    for cpu, expected in ((True, f"this one lacks {lacks}"), (False, None)):
+        monkeypatch.setattr(versions, "cpu_build", lambda cpu=cpu: cpu)
+        reason = why_not(checkpoints(), Path(), config, capability=lambda: (9, 0))
+        assert reason is None if expected is None else reason.endswith(expected)
 
 
 def test_an_old_gpu_is_told_apart_from_a_newer_one(anywhere):
