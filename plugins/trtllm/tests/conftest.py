@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from anyengine import Engine
+from anyengine_trtllm import plugin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
 TESTS = Path(__file__).parent
@@ -119,3 +121,13 @@ def arguments(simulated: Any, model: Any) -> Any:
 def trtllm_serve() -> ModuleType:
     """The module ``simulated_trtllm_serve.py``."""
     return _module(TESTS / "simulated_trtllm_serve.py")
+
+
+@pytest.fixture
+def load(simulated: object, storyteller: Path) -> Callable[..., Any]:
+    """``load(config fields)``: an engine, to be entered."""
+
+    def make(**fields: Any) -> Any:
+        return Engine.load(plugin, str(storyteller), isolation="none", **fields)
+
+    return make

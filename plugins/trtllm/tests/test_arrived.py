@@ -3,9 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
-from anyengine import Engine, EngineConfig, SamplingParams
+from anyengine import EngineConfig, SamplingParams
 from anyengine.errors import InvalidConfig, OutOfMemory, UnsupportedParameter
-from anyengine_trtllm import plugin
 from anyengine_trtllm.arrived import check_cache
 
 GREEDY = SamplingParams(temperature=0)
@@ -44,16 +43,6 @@ def test_what_came_out_smaller_is_refused_by_name(fields, length, cache, error, 
 )
 def test_what_fits_is_taken_and_a_context_that_nobody_asked_for_is_as_long_as_the_cache(fields, length, held):
     assert check_cache(EngineConfig(model="m", **fields), length, _cache(3)) == held
-
-
-@pytest.fixture
-def load(simulated, storyteller):
-    """``load(config fields)``: an engine, to be entered."""
-
-    def make(**fields):
-        return Engine.load(plugin, str(storyteller), isolation="none", **fields)
-
-    return make
 
 
 @pytest.fixture

@@ -20,16 +20,6 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def load(simulated, storyteller):
-    """``load(config fields)``: an engine, to be entered."""
-
-    def make(**fields):
-        return Engine.load(plugin, str(storyteller), isolation="none", **fields)
-
-    return make
-
-
-@pytest.fixture
 async def expected(storyteller):
     """What the reference engine answers."""
     async with Engine.load("reference", str(storyteller)) as engine:
