@@ -40,7 +40,7 @@ def environment() -> dict[str, object]:
         "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),  # noqa: S603
         "python": platform.python_version(),
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "gpus": _gpus(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }

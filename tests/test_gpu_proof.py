@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import runpy
 import sys
 import time
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools.gpu_proof.cli import _left  # noqa: E402 the repository is no package
+from tools.gpu_proof.cli import _left, main  # noqa: E402 the repository is no package
 from tools.gpu_proof.plan import Plan  # noqa: E402
 from tools.gpu_proof.rehearsal import rehearsal  # noqa: E402
 from tools.gpu_proof.runner import Runner  # noqa: E402
@@ -127,6 +129,27 @@ async def test_a_step_for_several_gpus_sees_them_after_all_others_and_does_not_r
     assert (seen.read_text().split(), both.outcome()) == (["3"], None)
     await run(both, gpus=(3, 5, 7))
     assert (seen.read_text().split(), json.loads(both.record.read_text())["gpu"]) == (["3", "3,5"], [3, 5])
+
+
+async def test_each_gpu_has_a_share_of_the_processors_and_all_have_all(tmp_path):
+    note = "import json, os, sys; json.dump(sorted(os.sched_getaffinity(0)), open(sys.argv[1], 'w')); "
+    gone = "import time; time.sleep(1)"  # so that the other GPU takes the other one
+    one, other = (step(tmp_path, note + gone, name=name, alone=True) for name in ("one", "other"))
+    both = step(tmp_path, note, name="both", gpus=2)
+    await run(one, other, both, gpus=(3, 5))
+    shares = [set(json.loads(made.report.read_text())) for made in (one, other, both)]
+    assert shares[2] == shares[0] | shares[1] <= os.sched_getaffinity(0)
+    assert len(shares[0]) == len(shares[1])
+    assert not shares[0] & shares[1] or len(os.sched_getaffinity(0)) == 1
+
+
+def test_steps_come_in_the_order_that_they_are_asked_for_each_once(tmp_path):
+    words = ["--model", str(tmp_path), "--results", str(tmp_path), "--list"]
+    found = CliRunner().invoke(
+        main, [*words, "--steps", "concurrency/", "--steps", "draft", "--steps", "concurrency/vllm"]
+    )
+    names = [line.split()[0] for line in found.output.splitlines()]
+    assert names == ["concurrency/vllm", "concurrency/turbomind", "concurrency/lmdeploy-pytorch", "draft", "parity"]
 
 
 def test_tests_of_two_devices_are_steps_for_two_gpus_and_no_part_of_the_whole(tmp_path):

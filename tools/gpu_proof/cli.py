@@ -25,7 +25,13 @@ from .step import CUT_OFF, Step
 @click.option("--model", help="Folder of the checkpoint.")
 @click.option("--results", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of reports.")
 @click.option("--environment", "named", multiple=True, metavar="NAME=PYTHON", help="Interpreter of an engine.")
-@click.option("--steps", "wanted", multiple=True, metavar="PREFIX", help="Only steps that begin so; may be repeated.")
+@click.option(
+    "--steps",
+    "wanted",
+    multiple=True,
+    metavar="PREFIX",
+    help="Only steps that begin so, in that order; may be repeated.",
+)
 @click.option("--list", "listing", is_flag=True, help="Show the steps, and run nothing.")
 @click.option("--gpu", "gpus", type=int, multiple=True, default=(0,), show_default=True)
 @click.option("--at-once", default=8, show_default=True, help="Steps that share a GPU and its 16 cores.")
@@ -57,7 +63,9 @@ def main(
     folder = results.absolute()
     plan = rehearsal(folder, pythons) if rehearse else _plan(str(model), folder, pythons)
     every = plan.steps()
-    chosen = [step for step in every if not wanted or step.name.startswith(wanted)]
+    # Each once, by the first prefix that it has.
+    named_so = {step.name: step for prefix in wanted or ("",) for step in every if step.name.startswith(prefix)}
+    chosen = list(named_so.values())
     if wanted and not chosen and not "parity".startswith(wanted):
         raise click.UsageError(f"--steps: no step begins with {', '.join(wanted)}; --list shows them")
     if listing:

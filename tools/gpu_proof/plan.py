@@ -226,11 +226,14 @@ class Plan:
 
     def _speed(self, variant: Variant) -> list[Step]:
         programs: dict[str, tuple[str, ...]] = {}
+        needs = {f"speculation/{variant.name}-{each.name}": ("draft",) for each in variant.speculation}
         ours = (variant.engine, "--model", self.model, *self._options(variant))
-        if variant.quantized:
-            folders = [self._checkpoint(each, scheme) for each in self.quantizers for scheme in each.schemes]
-            given = (*map(str, folders), "--label", variant.label, "--rounds", "16")
-            programs[f"quantized/{variant.name}"] = (sys.executable, "benchmarks/quantized.py", *ours, *given)
+        for toolchain in self.quantizers if variant.quantized else ():
+            folders = [str(self._checkpoint(toolchain, scheme)) for scheme in toolchain.schemes]
+            given = (*folders, "--label", variant.label, "--rounds", str(variant.rounds))
+            name = f"quantized/{variant.name}-by-{toolchain.name}"
+            programs[name] = (sys.executable, "benchmarks/quantized.py", *ours, *given)
+            needs[name] = (f"quantize/{toolchain.name}-",)
         if variant.concurrency:
             programs[f"concurrency/{variant.name}"] = (sys.executable, "benchmarks/concurrency.py", *ours)
         for each in variant.speculation:
@@ -239,8 +242,7 @@ class Plan:
         if variant.overhead and variant.environment in self.pythons:
             command = (self.pythons[variant.environment], *variant.overhead, self.model)
             programs[f"overhead/{variant.name}"] = command
-        needs = {"quantized": ("quantize/",), "speculation": ("draft",)}
         return [
-            self._step(name, command, "--json", limit=560, alone=True, needs=needs.get(name.partition("/")[0], ()))
+            self._step(name, command, "--json", limit=560, alone=True, needs=needs.get(name, ()))
             for name, command in programs.items()
         ]

@@ -28,6 +28,8 @@ class Runner:
         at_once: steps that share a GPU.
         ends: time on the monotonic clock at which everything ends; None for never.
         again: begin anew, also where a step could go on from what it wrote.
+
+    Each GPU has its equal share of the processors, so that what runs on another one does not disturb what is measured.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class Runner:
         started = time.monotonic()
         visible = ",".join(map(str, gpus))
         print(f"{step.name}: on GPU {visible}, at most {limit:.0f} s", flush=True)
-        outcome = await _outcome(step, visible, limit)
+        outcome = await _outcome(step, visible, limit, self._processors(gpus))
         seconds = time.monotonic() - started
         step.write(outcome, seconds, *gpus)
         print(f"{step.name}: {outcome} after {seconds:.0f} s", flush=True)
@@ -102,12 +104,19 @@ class Runner:
                 tail = file.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
                 print("\n".join(f"    {line}" for line in tail), flush=True)
 
+    def _processors(self, gpus: Sequence[int]) -> set[int]:
+        """Of those that this process may use, the shares of these GPUs; neighbours, which share caches."""
+        every = sorted(os.sched_getaffinity(0))
+        size = len(every) // len(self.gpus) or len(every)
+        shares = {gpu: every[number * size : (number + 1) * size] for number, gpu in enumerate(self.gpus)}
+        return {one for gpu in gpus for one in shares[gpu] or every}
+
 
 def _log(step: Step) -> Path:
     return step.report.with_suffix(".log")
 
 
-async def _outcome(step: Step, visible: str, limit: float) -> str:
+async def _outcome(step: Step, visible: str, limit: float, processors: set[int]) -> str:
     variables = os.environ | {"CUDA_VISIBLE_DEVICES": visible, "PYTHONUNBUFFERED": "1"}
     with contextlib.ExitStack() as files:
         log = files.enter_context(_log(step).open("wb"))
@@ -118,6 +127,7 @@ async def _outcome(step: Step, visible: str, limit: float) -> str:
             stdout=files.enter_context(step.report.open("wb")) if step.prints else log,
             stderr=log,
             start_new_session=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, processors),
         )
         try:
             code = await asyncio.wait_for(process.wait(), limit)

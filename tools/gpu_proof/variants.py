@@ -60,6 +60,7 @@ class Variant:
         speculation: ways to speculate that it has.
         concurrency: whether its throughput is worth measuring.
         quantized: whether quantised checkpoints are measured in it.
+        rounds: that these speeds are measured over; fewer where a round takes long.
         determinism: whether it promises some.
     """
 
@@ -75,6 +76,7 @@ class Variant:
     speculation: tuple[Speculation, ...] = ()
     concurrency: bool = True
     quantized: bool = True
+    rounds: int = 16
     determinism: bool = False
 
 
@@ -86,7 +88,7 @@ VARIANTS = (
         "vllm",
         ("dtype=bfloat16", "max_model_len=2048", CACHE),
         ("--config", "plugins/vllm/conformance-gpu.toml"),
-        parts=16,
+        parts=24,
         # Single pairs differ by tens of percent; so many bring the interval below the bar's width. Cut off, it goes on.
         overhead=("benchmarks/vllm_overhead.py", "--rounds", "2", "--pairs", "100"),
         speculation=SPECULATION,
@@ -109,7 +111,8 @@ VARIANTS = (
         "lmdeploy",
         ("dtype=bfloat16", "max_model_len=2048", CACHE, "native.backend=pytorch", "execution=eager"),
         ("--config", "plugins/lmdeploy/conformance-pytorch.toml"),
-        parts=8,
+        parts=12,
+        rounds=6,
     ),
     # What its kernels for 4-bit weights compute in.
     Variant(
@@ -119,6 +122,7 @@ VARIANTS = (
         "lmdeploy",
         ("dtype=float16", "max_model_len=2048", CACHE, "native.backend=pytorch", "execution=eager"),
         concurrency=False,
+        rounds=6,
     ),
     # The control: what the data type alone does.
     Variant(
@@ -127,6 +131,7 @@ VARIANTS = (
         "transformers",
         options=("dtype=bfloat16", "device=cuda"),
         suite=("--config", "plugins/transformers/conformance.toml", "-o", "device=cuda"),
+        parts=6,
         concurrency=False,
         quantized=False,
     ),
