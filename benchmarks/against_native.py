@@ -8,8 +8,8 @@ Runs under an interpreter that has the engine and its plugin, because two of the
 
 All three are loaded side by side, each with its own small cache, and take turns; what waits costs nothing. Requests
 are token ids, sampled at ``--temperature`` without a seed (0 is greedy), and end after exactly ``--tokens`` tokens.
-Speed alone varies by several percent between runs, so every figure is a ratio, or a difference, within a pair, and its
-median over pairs with a 95% interval.
+Speed alone varies by several percent between runs, so every figure is a ratio, or a difference, within a pair: of
+differences the median over pairs, of ratios the pseudomedian, see ``intervals.py``, both with a 95% interval.
 
 What is cut off goes on from what ``--json`` has: with the same settings, of the same committed code, packages and kind
 of machine. The environments of the earlier runs stay in the file.
@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from anyengine import Engine, EngineConfig, SamplingParams, SchedulingConfig
 from environment import environment, write
-from overhead import interval
+from intervals import interval, pseudomedian
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -154,7 +154,7 @@ class Samples:
         return {
             "native_tokens_per_second": interval(self.speeds),
             "throughput_ratio": {
-                name: interval(values) | dict(zip(("bar", "bar_low"), BARS[name.split(".")[0]], strict=True))
+                name: pseudomedian(values) | dict(zip(("bar", "bar_low"), BARS[name.split(".")[0]], strict=True))
                 for name, values in self.ratios.items()
             },
             "added_ms_to_first_token": {

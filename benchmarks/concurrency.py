@@ -21,7 +21,7 @@ from against_native import prompts
 from anyengine import Engine, EngineConfig, SamplingParams
 from anyengine.cli.options import Assignment, merged
 from environment import write
-from overhead import interval
+from intervals import interval
 
 GREEDY = SamplingParams(temperature=0)
 

@@ -31,6 +31,7 @@ from anyengine import Engine, EngineConfig, SamplingParams
 from anyengine.backend import TokenRequest
 from anyengine.testing import EOS, ScriptedPlugin, make_model_folder
 from environment import environment
+from intervals import interval
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,20 +43,6 @@ TOKENS = 2000
 PROMPT = [72, 105]
 TEXT = [71, 68, 75, 75, 78, 220, 86, 78, 81, 75, 67, 13, 220]  # "hello world. " in single-byte tokens
 GREEDY = SamplingParams(temperature=0)
-
-
-def interval(values: list[float]) -> dict[str, float]:
-    """Median with the order statistics that hold it with at least 95% confidence (binomial, n values)."""
-    ordered = sorted(values)
-    n = len(ordered)
-    # Largest k with P(Binomial(n, 1/2) < k) <= 2.5%.
-    cumulative, k, term = 0.0, 0, 0.5**n
-    while k < n // 2 and cumulative + term <= 0.025:
-        cumulative += term
-        k += 1
-        term *= (n - k + 1) / k
-    low = max(0, k - 1)
-    return {"median": statistics.median(ordered), "low": ordered[low], "high": ordered[n - 1 - low]}
 
 
 class Subject:

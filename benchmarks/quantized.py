@@ -36,7 +36,7 @@ from anyengine.hub import read_config
 from anyengine.quantization import compare, held_out_texts, read_manifest, read_stored, scores_of
 from anyengine_conformance.environment import engine_version
 from environment import write
-from overhead import interval
+from intervals import interval
 from quantized_rows import write_rows
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from anyengine import Engine, EngineConfig, SamplingParams
 from anyengine.cli.options import Assignment, merged
 from anyengine_conformance.parity_table.prompts import prompts
 from environment import write
-from overhead import interval
+from intervals import interval
 
 GREEDY = SamplingParams(temperature=0)
 ALONE, TOGETHER = 8, 64

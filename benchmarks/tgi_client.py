@@ -30,7 +30,7 @@ from anyengine_tgi.errors import tgi_error
 from anyengine_tgi.wire import STREAM_DECODER, Token
 from environment import environment
 from huggingface_hub import AsyncInferenceClient
-from overhead import interval
+from intervals import interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable
