@@ -157,6 +157,8 @@ class MaskLeaks(Crowded):
 
 @fault("batching.invariant-bit-for-bit", "the last bits of log-probabilities depend on the batch")
 class BitsDiffer(BrokenEngine):
+    company = 1
+
     def __init__(self, inner: Any) -> None:
         super().__init__(inner)
         self.open = 0
@@ -165,7 +167,7 @@ class BitsDiffer(BrokenEngine):
         self.open += 1
         try:
             await asyncio.sleep(0)
-            crowded = self.open > 1 and self.inner.config.determinism == "batch-invariant"
+            crowded = self.open > self.company and self.inner.config.determinism == "batch-invariant"
             answer = await super().generate(prompt, **options)
         finally:
             self.open -= 1
@@ -177,3 +179,8 @@ class BitsDiffer(BrokenEngine):
             return answer
         moved = [replace(entry, logprob=entry.logprob * (1 + 2**-20)) for entry in answer.logprobs]
         return replace(answer, logprobs=moved)
+
+
+@fault("batching.invariant-bit-for-bit", "the last bits of log-probabilities depend on the batch where it is large")
+class BitsDifferInLargeBatches(BitsDiffer):
+    company = 16

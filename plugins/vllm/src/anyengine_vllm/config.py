@@ -15,6 +15,7 @@ from anyengine.errors import InvalidConfig
 from anyengine_vllm import versions
 from anyengine_vllm.capabilities import DTYPES, MAX_LOGPROBS
 from anyengine_vllm.checks import check_device, check_embed, check_model, check_stored, unsupported
+from anyengine_vllm.invariance import invariant_steps
 
 if TYPE_CHECKING:
     from anyengine.config import EngineConfig, LoRAConfig
@@ -102,6 +103,7 @@ def engine_arguments(config: EngineConfig, model: ModelFiles, device: str, *, am
         "max_model_len": _max_model_len(config, model),
     }
     values |= {name: value for name, value in optional.items() if value is not None}
+    values |= invariant_steps(config, model, device)
     if config.task == "embed":
         check_embed(config)
         values["convert"] = "embed"

