@@ -118,12 +118,15 @@ class Bench:
 
     def close(self) -> None:
         """End the loop."""
-        loop, thread = self._loop, self._thread
-        with contextlib.suppress(RuntimeError, concurrent.futures.TimeoutError):  # what still runs may block it
-            asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result(self._grace)
+        loop = self._loop
+
+        def end() -> None:
+            # Made there: for a loop that stays blocked it would be a coroutine that nobody awaits.
+            asyncio.ensure_future(_cancel_all()).add_done_callback(lambda _: loop.stop())
+
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(loop.stop)
-        thread.join(self._grace)
+            loop.call_soon_threadsafe(end)
+        self._thread.join(self._grace)  # what still runs may block it; then it ends whenever it can
 
 
 async def _limited(work: Coroutine[Any, Any, T], limit: float, ended: threading.Event) -> T:
