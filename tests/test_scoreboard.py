@@ -81,7 +81,9 @@ def put(root: Path, name: str, content: Any) -> None:
     file.write_text(json.dumps(content))
 
 
-def conformance(root: Path, name: str, outcomes: dict[str, str], *, stopped: str = "", **subject: Any) -> None:
+def conformance(
+    root: Path, name: str, outcomes: dict[str, str], *, stopped: str = "", complete: bool = False, **subject: Any
+) -> None:
     """A report with those outcomes."""
     results = [
         Result(
@@ -99,7 +101,7 @@ def conformance(root: Path, name: str, outcomes: dict[str, str], *, stopped: str
     report = Report(
         started="2026-11-28T10:00:00+00:00",
         duration=1.0,
-        suite=Suite(version="1", profile="certify", seed=0, complete=False, oracle="reference"),
+        suite=Suite(version="1", profile="certify", seed=0, complete=complete, oracle="reference"),
         subject=SubjectFacts(**facts),
         environment=Environment(platform="p", python="3", cpus=1, accelerators=[], packages={}, commit="c0ffee1"),
         results=results,
@@ -198,6 +200,17 @@ def test_the_readme_has_a_row_for_each_family_and_a_column_for_each_report(root:
     assert table[0] == "| family | mine, CPU, another | mine, CPU, one | other, CPU |"
     assert [line.split(" | ")[0] for line in table[2:]] == [f"| {family}" for family in FAMILIES]
     assert "| batching | 0 / 1 / 0 | 1 / 0 / 0 | 1 / 0 / 0 |" in table
+
+
+def test_a_few_checks_beside_a_whole_run_of_the_same_thing_are_a_row_and_no_column(root: Path):
+    conformance(root, "whole.json", {"batching.no-cross-talk": "passed"}, complete=True)
+    conformance(root, "few.json", {"seeds.run-repeats": "failed"})
+    conformance(root, "few-of-another.json", {"seeds.run-repeats": "failed"}, model="another")
+    blocks = made(root)[1].split("\n\n")
+    (rows,) = (block for block in blocks if block.startswith("| configuration |"))
+    assert [name in rows for name in ("whole.json", "few.json", "few-of-another.json")] == [True] * 3
+    (table,) = (block.splitlines()[0] for block in blocks if block.startswith("| family |"))
+    assert table == "| family | mine, CPU, another | mine, CPU, model |"
 
 
 def test_an_edited_report_is_refused_by_name(root: Path):

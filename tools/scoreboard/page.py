@@ -91,8 +91,11 @@ def markdown(found: Found) -> str:
         "that the plugin keeps the contract as far as its simulation goes, and nothing about the engine.\n"
         f"[The page]({PAGE}) has the reasons, parity and speed: open it from a checkout."
     )
-    real = [row for row in rows if row.place != "simulated"]
-    simulated = [row for row in rows if row.place == "simulated"]
+    # A few checks beside a whole run of the same thing are no column of their own.
+    whole = {(row.label, row.place, row.model) for row in rows if row.whole}
+    shown = [row for row in rows if row.whole or (row.label, row.place, row.model) not in whole]
+    real = [row for row in shown if row.place != "simulated"]
+    simulated = [row for row in shown if row.place == "simulated"]
     return "\n\n".join((basis, _table(titles, facts), *(_families(some) for some in (real, simulated) if some)))
 
 

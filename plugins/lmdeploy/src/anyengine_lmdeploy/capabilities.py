@@ -79,7 +79,7 @@ _PREFIXES = Conflict(
 _FP8_BLOCK = 128
 
 #: Mapped, and never run by the authors of this package: see README.md.
-UNPROVEN = frozenset({"devices", "eagle", "eagle3", "fp8", "lora", "mtp", "trust_remote_code"})
+UNPROVEN = frozenset({"devices", "eagle", "eagle3", "mtp", "trust_remote_code"})
 
 
 def declared() -> Capabilities:

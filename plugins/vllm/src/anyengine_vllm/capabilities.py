@@ -89,7 +89,6 @@ CONFLICTS = (
 
 #: Mapped, and never run by the authors of this package: see README.md.
 UNPROVEN = frozenset({
-    "awq",
     "bitsandbytes",
     "devices",
     "eagle",
