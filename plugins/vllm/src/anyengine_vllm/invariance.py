@@ -50,6 +50,6 @@ def invariant_steps(config: EngineConfig, model: ModelFiles, device: str) -> dic
         if wanted is not None and wanted > _MOST * copies:
             raise unsupported(f"scheduling.{name}", f"{why}: {wanted} is too many; leave it out, or ask for fewer")
     if scheduling.chunked_prefill is False:
-        raise unsupported("scheduling.chunked_prefill", f"{why}, so longer prompts are computed in chunks", {True})
+        raise unsupported("scheduling.chunked_prefill", f"{why}, so longer prompts are computed in chunks")
     tokens = scheduling.max_num_batched_tokens or _MOST
     return {"max_num_batched_tokens": tokens} | ({} if scheduling.max_num_seqs else {"max_num_seqs": tokens})
