@@ -59,6 +59,39 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items[:] = _longest_first(items)
+
+
+def _longest_first(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """By what a file's tests may take, their timeouts, so that no process waits for another in the end."""
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(_process_of(item.nodeid), []).append(item)
+
+    def longest(tests: Iterable[pytest.Item]) -> float:
+        return max(mark.args[0] if (mark := test.get_closest_marker("timeout")) else 0.0 for test in tests)
+
+    return [item for tests in sorted(files.values(), key=longest, reverse=True) for item in tests]
+
+
+def _process_of(nodeid: str) -> str:
+    """What one process of ``-n`` runs: a file, and of engines themselves, which take every processor, all files."""
+    file = nodeid.partition("::")[0]
+    return "engines themselves" if "/test_real_" in file else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``-n``, of pytest-xdist: a file's tests share what is made for them, so they stay in one process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _process_of(nodeid)
+
+    config.option.loadscopereorder = False  # the order is that of `_longest_first`
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
