@@ -23,6 +23,8 @@ ROOT = Path(__file__).parent
 
 #: Engines whose own tests have an option and a marker of their name → the environment that the option means alone.
 REAL = {"lmdeploy": "lmdeploy", "vllm": "vllm-cpu"}
+#: Of the tests of engines themselves, with `-n`: the group that one process runs.
+ENGINES = "engines themselves"
 
 
 def pytest_configure() -> None:
@@ -59,6 +61,40 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items[:] = _longest_first(items)
+
+
+def _longest_first(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """So that no process waits for another in the end: engines themselves, then files by their longest timeout."""
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        groups.setdefault(_group(item.nodeid), []).append(item)
+
+    def longest(tests: Iterable[pytest.Item]) -> float:
+        return max(mark.args[0] if (mark := test.get_closest_marker("timeout")) else 0.0 for test in tests)
+
+    names = sorted(groups, key=lambda name: (name == ENGINES, longest(groups[name])), reverse=True)
+    return [item for name in names for item in groups[name]]
+
+
+def _group(nodeid: str) -> str:
+    """What stays in one process: a file, and all files of engines themselves, each of which takes every processor."""
+    file = nodeid.partition("::")[0]
+    return ENGINES if "/test_real_" in file else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``-n``, of pytest-xdist: a file's tests share what is made for them, so they stay in one process."""
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415 it is there where this is asked for
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    config.option.loadscopereorder = False  # the order is that of `_longest_first`
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

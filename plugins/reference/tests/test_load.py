@@ -72,9 +72,9 @@ async def test_a_configuration_field_is_honoured_and_changes_no_token(
 
 
 DECLARED_VALUES = [
-    *({"dtype": value} for value in CAPABILITIES.dtypes),
-    *({"device": value} for value in CAPABILITIES.devices),
-    *({"determinism": value} for value in CAPABILITIES.determinism),
+    *({"dtype": value} for value in sorted(CAPABILITIES.dtypes)),
+    *({"device": value} for value in sorted(CAPABILITIES.devices)),
+    *({"determinism": value} for value in sorted(CAPABILITIES.determinism)),
     {"speculative": {"method": "ngram", "ngram_min": 1}},
 ]
 

@@ -57,7 +57,8 @@ def results(simulated: Any, storyteller: Path, draft: Path, keep_report: Callabl
 
 
 def test_no_check_fails(results: list[Any]) -> None:
-    assert ["\n".join(details(result)) for result in results if not result.good] == []
+    bad = ["\n".join(details(result)) for result in results if not result.good]
+    assert bad == [], "\n".join(bad)
     assert len(results) == len(all_checks())
 
 
