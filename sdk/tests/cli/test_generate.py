@@ -114,6 +114,29 @@ def test_any_other_field_of_a_request_can_be_given(anyengine):
     assert request.cache_salt == "mine"
 
 
+@pytest.mark.parametrize(
+    ("option", "assignment", "key"),
+    [
+        ("--max-tokens=2", "max_tokens=3", "max_tokens"),
+        ("--temperature=0", "sampling.temperature=1", "sampling.temperature"),
+        ("--top-k=5", 'sampling={"top_p": 0.5}', "sampling"),
+        ("--stop=a", 'stop=["b"]', "stop"),
+        ("--regex=a", 'structured={"choice": ["a"]}', "structured"),
+    ],
+)
+def test_a_field_is_said_once(anyengine, option, assignment, key):
+    found = scripted(anyengine, "hi", option, "-r", assignment)
+    assert (found.exit_code, found.stdout) == (2, "")
+    name = option.partition("=")[0]
+    assert f"-r {key} and {name} say the same field; give one of the two" in found.stderr
+
+
+def test_fields_of_one_part_can_be_said_in_both_ways(anyengine):
+    scripted(anyengine, "hi", "--temperature=0.5", "-r", "sampling.presence_penalty=0.1")
+    sampling = anyengine.request.sampling
+    assert (sampling.temperature, sampling.presence_penalty) == (0.5, 0.1)
+
+
 def test_stop_strings_cut_the_text(anyengine):
     assert scripted(anyengine, "hi", "--stop", "zz", "--stop", "lo").stdout == "Hel\n"
 

@@ -92,6 +92,7 @@ def _request(prompt: str | None, options: dict[str, Any]) -> GenerateRequest:
         fields["stop"] = list(options["stop"])
     fields["sampling"] = {name: options[name] for name in SAMPLING if options[name] is not None}
     fields |= _structured(options)
+    _require_once(fields, [key for key, _ in options["fields"]])
     chat = options["chat"] or options["system"] is not None
     if {"prompt", "messages"} & {key for key, _ in options["fields"]}:
         if prompt is not None or chat:
@@ -105,6 +106,19 @@ def _request(prompt: str | None, options: dict[str, Any]) -> GenerateRequest:
     if isinstance(params, dict):
         _number_keys(cast("dict[str, Any]", params))
     return GenerateRequest(**fields)
+
+
+def _require_once(fields: dict[str, Any], assigned: list[str]) -> None:
+    """Refuse a field that an option says and ``-r`` as well: one of the two would be dropped."""
+    said = [
+        *(name for name, value in fields.items() if not isinstance(value, dict)),
+        *(f"{name}.{part}" for name in ("sampling", "structured") for part in fields.get(name, ())),
+    ]
+    for key in assigned:
+        for name in said:
+            if f"{name}.".startswith(f"{key}.") or key.startswith(f"{name}."):
+                option = name.rpartition(".")[2].replace("_", "-")
+                raise click.UsageError(f"-r {key} and --{option} say the same field; give one of the two")
 
 
 def _number_keys(params: dict[str, Any]) -> None:
