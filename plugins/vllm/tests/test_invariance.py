@@ -40,6 +40,16 @@ def test_smaller_sizes_that_were_asked_for_stay(arguments):
     assert arguments("0.25.1", determinism="run", **copies)["max_num_seqs"] == 200
 
 
+def test_a_draft_model_leaves_tokens_for_the_model_itself(arguments, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    speculative = {"method": "draft_model", "model": str(tmp_path), "num_speculative_tokens": 4}
+    values = arguments("0.25.1", determinism="run", speculative=speculative)
+    # vLLM (`_set_max_num_scheduled_tokens`) takes one off for each sequence, and refuses where none is left.
+    assert values["max_num_batched_tokens"] - values["max_num_seqs"] == 124
+    speculative = {"method": "ngram", "num_speculative_tokens": 4}
+    assert arguments("0.25.1", determinism="run", speculative=speculative)["max_num_seqs"] == 248
+
+
 @pytest.mark.parametrize(
     ("version", "changed"),
     [

@@ -52,4 +52,7 @@ def invariant_steps(config: EngineConfig, model: ModelFiles, device: str) -> dic
     if scheduling.chunked_prefill is False:
         raise unsupported("scheduling.chunked_prefill", f"{why}, so longer prompts are computed in chunks")
     tokens = scheduling.max_num_batched_tokens or _MOST
-    return {"max_num_batched_tokens": tokens} | ({} if scheduling.max_num_seqs else {"max_num_seqs": tokens})
+    # Of a step vLLM keeps one token for each sequence where a draft model may need it.
+    drafts = config.speculative is not None and config.speculative.method == "draft_model"
+    sequences = max(1, tokens // 2) if drafts else tokens
+    return {"max_num_batched_tokens": tokens} | ({} if scheduling.max_num_seqs else {"max_num_seqs": sequences})
