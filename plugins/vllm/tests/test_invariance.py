@@ -17,7 +17,9 @@ def arguments(tmp_path, monkeypatch):
     def make(version, /, model=WIDE, **fields):
         monkeypatch.setattr(versions, "installed", lambda: version)
         place = {"path": tmp_path, "tokenizer_path": tmp_path, "eos_token_ids": frozenset({2})}
-        return engine_arguments(EngineConfig(**fields), ModelFiles(name="m", config=model, **place), "cuda").values
+        draft = ModelFiles(name="d", config=model, **place)
+        files = ModelFiles(name="m", config=model, draft=draft, **place)
+        return engine_arguments(EngineConfig(**fields), files, "cuda").values
 
     return make
 
@@ -40,9 +42,8 @@ def test_smaller_sizes_that_were_asked_for_stay(arguments):
     assert arguments("0.25.1", determinism="run", **copies)["max_num_seqs"] == 200
 
 
-def test_a_draft_model_leaves_tokens_for_the_model_itself(arguments, tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    speculative = {"method": "draft_model", "model": str(tmp_path), "num_speculative_tokens": 4}
+def test_a_draft_model_leaves_tokens_for_the_model_itself(arguments):
+    speculative = {"method": "draft_model", "model": "d", "num_speculative_tokens": 4}
     values = arguments("0.25.1", determinism="run", speculative=speculative)
     # vLLM (`_set_max_num_scheduled_tokens`) takes one off for each sequence, and refuses where none is left.
     assert values["max_num_batched_tokens"] - values["max_num_seqs"] == 124
