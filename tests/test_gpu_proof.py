@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tools.gpu_proof.cli import _left, main  # noqa: E402 the repository is no package
+from tools.gpu_proof.machine import first_threads  # noqa: E402
 from tools.gpu_proof.plan import Plan  # noqa: E402
 from tools.gpu_proof.rehearsal import rehearsal  # noqa: E402
 from tools.gpu_proof.runner import Runner  # noqa: E402
@@ -141,6 +142,17 @@ async def test_each_gpu_has_a_share_of_the_processors_and_all_have_all(tmp_path)
     assert shares[2] == shares[0] | shares[1] <= os.sched_getaffinity(0)
     assert len(shares[0]) == len(shares[1])
     assert not shares[0] & shares[1] or len(os.sched_getaffinity(0)) == 1
+
+
+def test_of_each_core_one_thread_is_taken(tmp_path, monkeypatch):
+    for number, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
+        folder = tmp_path / f"cpu{number}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{siblings}\n")
+    monkeypatch.setattr("tools.gpu_proof.machine._TOPOLOGY", tmp_path)
+    assert first_threads({0, 1, 2, 3}) == {0, 1}
+    assert first_threads({2, 3}) == {2, 3}
+    assert first_threads({1, 3, 7, 8}) == {1, 7, 8}  # of which nothing is known
 
 
 def test_steps_come_in_the_order_that_they_are_asked_for_each_once(tmp_path):

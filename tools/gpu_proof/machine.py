@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Packages that decide about numbers and speed.
 PACKAGES = ("anyengine", "llmcompressor", "lmdeploy", "numpy", "tokenizers", "torch", "transformers", "triton", "vllm")
+_TOPOLOGY = Path("/sys/devices/system/cpu")
 _VERSIONS = "import json, importlib.metadata as m; print(json.dumps({d.name: d.version for d in m.distributions()}))"
 
 
@@ -22,6 +27,8 @@ def machine(pythons: dict[str, str], commit: str | None) -> dict[str, Any]:
         "gpus": _output(
             "nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"
         ).splitlines(),
+        "cores": len(first_threads(os.sched_getaffinity(0))),
+        "threads": len(os.sched_getaffinity(0)),
         "packages": {},
     }
     for name, python in {"this": sys.executable, **pythons}.items():
@@ -32,6 +39,15 @@ def machine(pythons: dict[str, str], commit: str | None) -> dict[str, Any]:
             if package.startswith(PACKAGES) or "cuda" in package
         }
     return found
+
+
+def first_threads(processors: Iterable[int]) -> set[int]:
+    """One of each core, by what the kernel says of them; all of them where it says nothing."""
+    first: dict[str, int] = {}
+    for number in sorted(processors):
+        siblings = _TOPOLOGY / f"cpu{number}" / "topology" / "thread_siblings_list"
+        first.setdefault(siblings.read_text("ascii").strip() if siblings.exists() else str(number), number)
+    return set(first.values())
 
 
 def _output(*command: str) -> str:

@@ -9,7 +9,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from .machine import ROOT
+from .machine import ROOT, first_threads
 from .step import CUT_OFF
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ class Runner:
         ends: time on the monotonic clock at which everything ends; None for never.
         again: begin anew, also where a step could go on from what it wrote.
 
-    Each GPU has its equal share of the processors, so that what runs on another one does not disturb what is measured.
+    Each GPU has its equal share of the processors, so that what runs on another one does not disturb what is measured;
+    and what is measured has one thread of each core, so that none of its processes waits for another's.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Runner:
         started = time.monotonic()
         visible = ",".join(map(str, gpus))
         print(f"{step.name}: on GPU {visible}, at most {limit:.0f} s", flush=True)
-        outcome = await _outcome(step, visible, limit, self._processors(gpus))
+        outcome = await _outcome(step, visible, limit, self._processors(gpus, alone=step.alone))
         seconds = time.monotonic() - started
         step.write(outcome, seconds, *gpus)
         print(f"{step.name}: {outcome} after {seconds:.0f} s", flush=True)
@@ -104,12 +105,13 @@ class Runner:
                 tail = file.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
                 print("\n".join(f"    {line}" for line in tail), flush=True)
 
-    def _processors(self, gpus: Sequence[int]) -> set[int]:
+    def _processors(self, gpus: Sequence[int], *, alone: bool) -> set[int]:
         """Of those that this process may use, the shares of these GPUs; neighbours, which share caches."""
         every = sorted(os.sched_getaffinity(0))
         size = len(every) // len(self.gpus) or len(every)
         shares = {gpu: every[number * size : (number + 1) * size] for number, gpu in enumerate(self.gpus)}
-        return {one for gpu in gpus for one in shares[gpu] or every}
+        chosen = {one for gpu in gpus for one in shares[gpu] or every}
+        return first_threads(chosen) if alone else chosen
 
 
 def _log(step: Step) -> Path:
