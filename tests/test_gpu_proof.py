@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import runpy
 import sys
 import time
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tools.gpu_proof.cli import _left, main  # noqa: E402 the repository is no package
-from tools.gpu_proof.machine import first_threads  # noqa: E402
+from tools.gpu_proof.machine import cores  # noqa: E402
 from tools.gpu_proof.plan import Plan  # noqa: E402
 from tools.gpu_proof.rehearsal import rehearsal  # noqa: E402
 from tools.gpu_proof.runner import Runner  # noqa: E402
@@ -132,11 +133,11 @@ async def test_a_step_for_several_gpus_sees_them_after_all_others_and_does_not_r
     assert (seen.read_text().split(), json.loads(both.record.read_text())["gpu"]) == (["3", "3,5"], [3, 5])
 
 
-async def test_each_gpu_has_a_share_of_the_processors_and_all_have_all(tmp_path):
+async def test_each_gpu_has_a_share_of_the_processors_and_all_have_both(tmp_path):
     note = "import json, os, sys; json.dump(sorted(os.sched_getaffinity(0)), open(sys.argv[1], 'w')); "
     gone = "import time; time.sleep(1)"  # so that the other GPU takes the other one
     one, other = (step(tmp_path, note + gone, name=name, alone=True) for name in ("one", "other"))
-    both = step(tmp_path, note, name="both", gpus=2)
+    both = step(tmp_path, note, name="both", gpus=2, alone=True)
     await run(one, other, both, gpus=(3, 5))
     shares = [set(json.loads(made.report.read_text())) for made in (one, other, both)]
     assert shares[2] == shares[0] | shares[1] <= os.sched_getaffinity(0)
@@ -144,15 +145,22 @@ async def test_each_gpu_has_a_share_of_the_processors_and_all_have_all(tmp_path)
     assert not shares[0] & shares[1] or len(os.sched_getaffinity(0)) == 1
 
 
-def test_of_each_core_one_thread_is_taken(tmp_path, monkeypatch):
-    for number, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
+@pytest.mark.parametrize("numbering", [("0,4", "1,5", "2,6", "3,7"), ("0-1", "2-3", "4-5", "6-7")])
+def test_gpus_have_whole_cores_and_what_is_measured_one_thread_of_each(tmp_path, monkeypatch, numbering):
+    siblings = [{int(number) for number in re.findall(r"\d", each)} for each in numbering]
+    for number in range(8):
         folder = tmp_path / f"cpu{number}" / "topology"
         folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(f"{siblings}\n")
+        (core,) = (each for each, threads in zip(numbering, siblings, strict=True) if number in threads)
+        (folder / "thread_siblings_list").write_text(f"{core}\n")
     monkeypatch.setattr("tools.gpu_proof.machine._TOPOLOGY", tmp_path)
-    assert first_threads({0, 1, 2, 3}) == {0, 1}
-    assert first_threads({2, 3}) == {2, 3}
-    assert first_threads({1, 3, 7, 8}) == {1, 7, 8}  # of which nothing is known
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    runner = Runner([], (3, 5), 1, None)
+    shares = [runner._processors([gpu], alone=False) for gpu in (3, 5)]
+    assert shares == [siblings[0] | siblings[1], siblings[2] | siblings[3]]
+    assert runner._processors([3, 5], alone=False) == set(range(8))
+    assert runner._processors([5], alone=True) == {min(siblings[2]), min(siblings[3])}
+    assert cores({1, 99}) == [[1], [99]]  # of the second nothing is known
 
 
 def test_steps_come_in_the_order_that_they_are_asked_for_each_once(tmp_path):

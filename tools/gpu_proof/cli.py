@@ -34,7 +34,7 @@ from .step import CUT_OFF, Step
 )
 @click.option("--list", "listing", is_flag=True, help="Show the steps, and run nothing.")
 @click.option("--gpu", "gpus", type=int, multiple=True, default=(0,), show_default=True)
-@click.option("--at-once", default=8, show_default=True, help="Steps that share a GPU and its 16 cores.")
+@click.option("--at-once", default=8, show_default=True, help="Steps that share a GPU and its share of the processors.")
 @click.option("--budget", type=float, help="Seconds after which everything ends.")
 @click.option("--commit", help="Of this checkout, where git cannot say.")
 @click.option("--failed", is_flag=True, help="Also the steps that did not pass; they go on from what they wrote.")
@@ -66,8 +66,9 @@ def main(
     # Each once, by the first prefix that it has.
     named_so = {step.name: step for prefix in wanted or ("",) for step in every if step.name.startswith(prefix)}
     chosen = list(named_so.values())
-    if wanted and not chosen and not "parity".startswith(wanted):
-        raise click.UsageError(f"--steps: no step begins with {', '.join(wanted)}; --list shows them")
+    unknown = [each for each in wanted if not any(step.name.startswith(each) for step in (*every, plan.judging(every)))]
+    if unknown:
+        raise click.UsageError(f"--steps: no step begins with {', '.join(unknown)}; --list shows them")
     if listing:
         for step in [*chosen, plan.judging(every)]:
             click.echo(f"{step.name:36} {step.outcome() or '-'}")

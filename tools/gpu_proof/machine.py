@@ -27,7 +27,7 @@ def machine(pythons: dict[str, str], commit: str | None) -> dict[str, Any]:
         "gpus": _output(
             "nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"
         ).splitlines(),
-        "cores": len(first_threads(os.sched_getaffinity(0))),
+        "cores": len(cores(os.sched_getaffinity(0))),
         "threads": len(os.sched_getaffinity(0)),
         "packages": {},
     }
@@ -41,13 +41,13 @@ def machine(pythons: dict[str, str], commit: str | None) -> dict[str, Any]:
     return found
 
 
-def first_threads(processors: Iterable[int]) -> set[int]:
-    """One of each core, by what the kernel says of them; all of them where it says nothing."""
-    first: dict[str, int] = {}
+def cores(processors: Iterable[int]) -> list[list[int]]:
+    """The threads of each core, by what the kernel says of them; each is a core where it says nothing."""
+    found: dict[str, list[int]] = {}
     for number in sorted(processors):
         siblings = _TOPOLOGY / f"cpu{number}" / "topology" / "thread_siblings_list"
-        first.setdefault(siblings.read_text("ascii").strip() if siblings.exists() else str(number), number)
-    return set(first.values())
+        found.setdefault(siblings.read_text("ascii").strip() if siblings.exists() else str(number), []).append(number)
+    return list(found.values())
 
 
 def _output(*command: str) -> str:

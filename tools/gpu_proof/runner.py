@@ -9,7 +9,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from .machine import ROOT, first_threads
+from .machine import ROOT, cores
 from .step import CUT_OFF
 
 if TYPE_CHECKING:
@@ -106,12 +106,12 @@ class Runner:
                 print("\n".join(f"    {line}" for line in tail), flush=True)
 
     def _processors(self, gpus: Sequence[int], *, alone: bool) -> set[int]:
-        """Of those that this process may use, the shares of these GPUs; neighbours, which share caches."""
-        every = sorted(os.sched_getaffinity(0))
+        """Of those that this process may use, the shares of these GPUs: whole cores, neighbours, which share caches."""
+        every = cores(os.sched_getaffinity(0))
         size = len(every) // len(self.gpus) or len(every)
         shares = {gpu: every[number * size : (number + 1) * size] for number, gpu in enumerate(self.gpus)}
-        chosen = {one for gpu in gpus for one in shares[gpu] or every}
-        return first_threads(chosen) if alone else chosen
+        chosen = [core for gpu in gpus for core in shares[gpu] or every]
+        return {thread for core in chosen for thread in (core[:1] if alone else core)}
 
 
 def _log(step: Step) -> Path:

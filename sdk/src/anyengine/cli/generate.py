@@ -118,7 +118,7 @@ def _require_once(fields: dict[str, Any], assigned: list[str]) -> None:
         for name in said:
             if f"{name}.".startswith(f"{key}.") or key.startswith(f"{name}."):
                 option = name.rpartition(".")[2].replace("_", "-")
-                raise click.UsageError(f"-r {key} and --{option} say the same field; give one of the two")
+                raise click.UsageError(f"-r {key} and --{option} both say {name}; give one of the two")
 
 
 def _number_keys(params: dict[str, Any]) -> None:
