@@ -14,11 +14,11 @@ WIDE = {"vocab_size": 4096, "hidden_size": 576, "max_position_embeddings": 8192}
 def arguments(tmp_path, monkeypatch):
     """``arguments(version, config fields)``: what that vLLM is started with on a GPU."""
 
-    def make(version, /, model=WIDE, **fields):
+    def make(version, model=WIDE, /, draft=None, **fields):
         monkeypatch.setattr(versions, "installed", lambda: version)
         place = {"path": tmp_path, "tokenizer_path": tmp_path, "eos_token_ids": frozenset({2})}
-        draft = ModelFiles(name="d", config=model, **place)
-        files = ModelFiles(name="m", config=model, draft=draft, **place)
+        proposer = ModelFiles(name="d", config=draft or model, **place)
+        files = ModelFiles(name="m", config=model, draft=proposer if "speculative" in fields else None, **place)
         return engine_arguments(EngineConfig(**fields), files, "cuda").values
 
     return make
@@ -51,25 +51,36 @@ def test_a_draft_model_leaves_tokens_for_the_model_itself(arguments):
     assert arguments("0.25.1", determinism="run", speculative=speculative)["max_num_seqs"] == 248
 
 
+def test_the_draft_may_be_the_wide_one(arguments):
+    narrow, speculative = WIDE | {"hidden_size": 256}, {"method": "draft_model", "model": "d"}
+    values = arguments("0.25.1", narrow, draft=WIDE, determinism="run", speculative=speculative)
+    assert values["max_num_batched_tokens"] == 248
+
+
 @pytest.mark.parametrize(
-    ("version", "changed"),
+    ("version", "promise", "model"),
     [
-        ("0.25.1", {"determinism": "none"}),
-        ("0.27.0", {"determinism": "batch-invariant"}),
-        ("0.33.0", {"determinism": "run"}),
+        ("0.25.1", "none", WIDE),
+        ("0.27.0", "batch-invariant", WIDE),
+        ("0.33.0", "run", WIDE),
         # A row of 256 has 256 threads either way.
-        ("0.25.1", {"determinism": "run", "model": WIDE | {"hidden_size": 256}}),
-        ("0.25.1", {"determinism": "run", "model": {"text_config": WIDE | {"hidden_size": 256}}}),
+        ("0.25.1", "run", WIDE | {"hidden_size": 256}),
+        ("0.25.1", "run", {"text_config": WIDE | {"hidden_size": 256}}),
     ],
 )
-def test_elsewhere_sizes_are_vllms(arguments, version, changed):
-    values = arguments(version, **changed)
+def test_elsewhere_sizes_are_vllms(arguments, version, promise, model):
+    values = arguments(version, model, determinism=promise)
     assert not {"max_num_batched_tokens", "max_num_seqs"} & values.keys()
 
 
 def test_the_width_is_that_of_the_text_part(arguments):
     model = {"hidden_size": 64, "text_config": WIDE}
-    assert arguments("0.25.1", determinism="run", model=model)["max_num_batched_tokens"] == 248
+    assert arguments("0.25.1", model, determinism="run")["max_num_batched_tokens"] == 248
+
+
+def test_prompts_that_fit_into_a_step_need_no_chunks(arguments):
+    values = arguments("0.25.1", determinism="run", max_model_len=248, scheduling={"chunked_prefill": False})
+    assert (values["max_num_batched_tokens"], values["enable_chunked_prefill"]) == (248, False)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +88,16 @@ def test_the_width_is_that_of_the_text_part(arguments):
     [
         ({"scheduling": {"max_num_batched_tokens": 249}}, "scheduling.max_num_batched_tokens"),
         ({"scheduling": {"max_num_seqs": 249}}, "scheduling.max_num_seqs"),
+        ({"scheduling": {"max_num_seqs": 498}, "parallel": {"data": 2}}, "scheduling.max_num_seqs"),
+        (
+            {"scheduling": {"max_num_seqs": 248}, "speculative": {"method": "draft_model", "model": "d"}},
+            "scheduling.max_num_seqs",
+        ),
+        (
+            {"scheduling": {"max_num_batched_tokens": 1}, "speculative": {"method": "draft_model", "model": "d"}},
+            "scheduling.max_num_seqs",
+        ),
+        ({"scheduling": {"chunked_prefill": False}, "max_model_len": 249}, "scheduling.chunked_prefill"),
         ({"scheduling": {"chunked_prefill": False}}, "scheduling.chunked_prefill"),
         ({"task": "embed"}, "determinism"),
     ],

@@ -293,13 +293,14 @@ async def structured_beside_plain(t: Context) -> None:
     tier="extension",
 )
 async def invariant_bit_for_bit(t: Context) -> None:
-    # Some 750 tokens: kernels change their ways with the size of a step, often at 256 tokens and at 512.
+    # Kernels change their ways with the size of a step, often at 256 tokens and at 512: of some 750 tokens no more than
+    # a hundred are cached when all are sent, for what is asked alone before is short.
     prompts = [*kinds.DISTINCT, kinds.LONG[:500]]
     seeded = SamplingParams(seed=11) if "seed" in t.capabilities.sampling else t.greedy
     options: dict[str, Any] = {"max_tokens": _LENGTH, "logprobs": 2, "sampling": seeded}
-    alone = [await t.generate(prompt, **options) for prompt in prompts[::4]]
+    alone = [await t.generate(prompt, **options) for prompt in prompts[::5]]
     batch = await _together(t, prompts, **options)
-    for prompt, one, other in zip(prompts[::4], alone, batch[::4], strict=True):
+    for prompt, one, other in zip(prompts[::5], alone, batch[::5], strict=True):
         t.equal(other.token_ids, one.token_ids, f"tokens in a batch, behind {prompt[:60]!r}")
         t.equal(
             [(entry.logprob, entry.top) for entry in other.logprobs or ()],

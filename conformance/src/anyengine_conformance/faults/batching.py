@@ -157,21 +157,23 @@ class MaskLeaks(Crowded):
 
 @fault("batching.invariant-bit-for-bit", "the last bits of log-probabilities depend on the batch")
 class BitsDiffer(BrokenEngine):
-    company = 1
-
     def __init__(self, inner: Any) -> None:
         super().__init__(inner)
-        self.open = 0
+        self.open: list[int] = []
 
     async def generate(self, prompt: Any = None, **options: Any) -> Any:
-        self.open += 1
+        size = len(await self.inner.tokenize(prompt)) if isinstance(prompt, str) else 0
+        self.open.append(size)
         try:
             await asyncio.sleep(0)
-            crowded = self.open > self.company and self.inner.config.determinism == "batch-invariant"
+            crowded = self.crowded() and self.inner.config.determinism == "batch-invariant"
             answer = await super().generate(prompt, **options)
         finally:
-            self.open -= 1
+            self.open.remove(size)
         return self.rounded(answer) if crowded else answer
+
+    def crowded(self) -> bool:
+        return len(self.open) > 1
 
     def rounded(self, answer: Completion) -> Completion:
         """As from another kernel."""
@@ -181,6 +183,7 @@ class BitsDiffer(BrokenEngine):
         return replace(answer, logprobs=moved)
 
 
-@fault("batching.invariant-bit-for-bit", "the last bits of log-probabilities depend on the batch where it is large")
+@fault("batching.invariant-bit-for-bit", "the last bits of log-probabilities depend on a batch of over 512 tokens")
 class BitsDifferInLargeBatches(BitsDiffer):
-    company = 16
+    def crowded(self) -> bool:
+        return sum(self.open) > 512  # noqa: PLR2004 in the words above

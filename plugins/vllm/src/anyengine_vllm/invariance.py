@@ -26,8 +26,9 @@ def invariant_steps(config: EngineConfig, model: ModelFiles, device: str) -> dic
 
     Before 0.27 the kernel that adds a residual and normalises (``fused_add_rms_norm``) has 1,024 threads in a step of
     fewer than 256 tokens and 256 threads in a larger one, also with ``VLLM_BATCH_INVARIANT=1``. A row of more than 256
-    numbers is summed in another order then, and an answer depends on its company. Seen on an H200 with SmolLM2 (576
-    wide): one of four seeded answers had another token among ten others. https://github.com/vllm-project/vllm/pull/48391
+    numbers is summed in another order then, and an answer depends on its company, of the model as of its draft. On an
+    H200 a seeded answer of SmolLM2 (576 wide) had another token among ten others than alone.
+    Source: csrc/libtorch_stable/layernorm_kernels.cu; https://github.com/vllm-project/vllm/pull/48391
 
     Returns:
         Arguments of vLLM's engine.
@@ -37,22 +38,28 @@ def invariant_steps(config: EngineConfig, model: ModelFiles, device: str) -> dic
     """
     if config.determinism == "none" or device == "cpu" or versions.invariant_in_large_steps(versions.installed()):
         return {}
-    width: Any = text_config(model.config).get("hidden_size")
-    if isinstance(width, int) and width <= _NARROW:
+    if _narrow(model) and (model.draft is None or _narrow(model.draft)):
         return {}
     why = f"before 0.27 vLLM keeps determinism={config.determinism!r} in steps of at most {_MOST} tokens only"
     if config.task == "embed":
         raise unsupported("determinism", f"{why}, and a text to embed is computed in one step", {"none"})
-    scheduling = config.scheduling
-    for name in ("max_num_batched_tokens", "max_num_seqs"):
-        wanted = getattr(scheduling, name)
-        copies = config.parallel.data if name == "max_num_seqs" else 1
-        if wanted is not None and wanted > _MOST * copies:
-            raise unsupported(f"scheduling.{name}", f"{why}: {wanted} is too many; leave it out, or ask for fewer")
-    if scheduling.chunked_prefill is False:
-        raise unsupported("scheduling.chunked_prefill", f"{why}, so longer prompts are computed in chunks")
-    tokens = scheduling.max_num_batched_tokens or _MOST
+    wanted, copies = config.scheduling, config.parallel.data
+    tokens = wanted.max_num_batched_tokens or _MOST
+    if tokens > _MOST:
+        raise unsupported("scheduling.max_num_batched_tokens", f"{why}, not {tokens}; leave it out, or ask for fewer")
     # Of a step vLLM keeps one token for each sequence where a draft model may need it.
     drafts = config.speculative is not None and config.speculative.method == "draft_model"
-    sequences = max(1, tokens // 2) if drafts else tokens
-    return {"max_num_batched_tokens": tokens} | ({} if scheduling.max_num_seqs else {"max_num_seqs": sequences})
+    most = tokens - 1 if drafts else tokens
+    sequences = wanted.max_num_seqs or max(1, tokens // 2 if drafts else tokens) * copies
+    if sequences > most * copies:
+        raise unsupported(
+            "scheduling.max_num_seqs", f"{why}, which hold at most {most * copies} sequences here, not {sequences}"
+        )
+    if wanted.chunked_prefill is False and (config.max_model_len is None or config.max_model_len > tokens):
+        raise unsupported("scheduling.chunked_prefill", f"{why}, so longer prompts are computed in chunks")
+    return {"max_num_batched_tokens": tokens, "max_num_seqs": sequences // copies}
+
+
+def _narrow(model: ModelFiles) -> bool:
+    width: Any = text_config(model.config).get("hidden_size")
+    return isinstance(width, int) and width <= _NARROW

@@ -43,10 +43,8 @@ def check_taken(config: EngineConfig, sent: Mapping[str, Any], vllm_config: Any)
         "kv_cache.block_size": (config.kv_cache.block_size, cache.block_size),
         "kv_cache.prefix_caching": (config.kv_cache.prefix_caching, cache.enable_prefix_caching),
         "scheduling.chunked_prefill": (config.scheduling.chunked_prefill, scheduler.enable_chunked_prefill),
-        "scheduling.max_num_batched_tokens": (
-            config.scheduling.max_num_batched_tokens,
-            scheduler.max_num_batched_tokens,
-        ),
+        # Also where it was not asked for: `determinism` may need it.
+        "scheduling.max_num_batched_tokens": (sent.get("max_num_batched_tokens"), scheduler.max_num_batched_tokens),
         "scheduling.max_num_seqs": (config.scheduling.max_num_seqs, max_num_seqs(config, vllm_config)),
     }
     for field, (wanted, given) in pairs.items():
