@@ -10,7 +10,10 @@ _Z = 1.959964
 
 
 def interval(values: list[float]) -> dict[str, float]:
-    """Median with the order statistics that hold it with at least 95% confidence (binomial, n values)."""
+    """Median with the order statistics that hold it with at least 95% confidence (binomial, n values).
+
+    Of fewer than six values these are the lowest and the highest, which hold it less often: of four in 87.5%.
+    """
     ordered = sorted(values)
     n = len(ordered)
     # Largest k with P(Binomial(n, 1/2) < k) <= 2.5%.
@@ -28,7 +31,7 @@ def pseudomedian(ratios: list[float]) -> dict[str, float]:
 
     The median of the geometric means of all pairs of values, each with itself among them. It is that of the values
     where their logarithms scatter evenly to both sides, as those of two speeds taken in turn do, and then needs two
-    thirds of the values that the median needs for an interval of the same width; single outliers move it as little.
+    thirds of the values that the median needs for an interval of the same width; single outliers move it little.
 
     Source: Hollander, Wolfe and Chicken, Nonparametric Statistical Methods, 3.1 to 3.3 (large-sample interval).
     """
