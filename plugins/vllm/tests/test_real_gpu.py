@@ -70,11 +70,13 @@ async def test_a_checkpoint_in_compressed_tensors_is_loaded(small, storyteller, 
     assert 1e-5 < drift <= 0.1
 
 
-async def test_batch_invariance_makes_an_answer_the_same_to_the_last_bit_in_any_company(small, storyteller):
+@pytest.mark.parametrize("model", ["storyteller", "smollm2"])  # 256 wide and 576: see invariance.py
+async def test_batch_invariance_makes_an_answer_the_same_to_the_last_bit_in_any_company(small, request, model):
+    folder = request.getfixturevalue(model)
     alike = {"sampling": GREEDY, "max_tokens": 48, "logprobs": 3, "ignore_eos": True}
     others = [[11 + 3 * number] * (1 + 5 * number) for number in range(63)]
     async with Engine.load(
-        "vllm", str(storyteller), **small | {"dtype": "bfloat16"}, determinism="batch-invariant"
+        "vllm", str(folder), **small | {"dtype": "bfloat16"}, determinism="batch-invariant"
     ) as engine:
         alone = await engine.generate(PROMPT, **alike)
         for place in (0, 31, 63):
