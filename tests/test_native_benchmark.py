@@ -22,7 +22,7 @@ def benchmark(monkeypatch):
     for name in ("against_native", "environment"):
         monkeypatch.setattr(sys.modules[name], "environment", lambda: dict(made))
     yield module
-    for name in ("against_native", "overhead", "environment"):
+    for name in ("against_native", "intervals", "environment"):
         sys.modules.pop(name, None)
 
 

@@ -473,9 +473,8 @@ async def test_the_prefix_cache_is_emptied_also_under_load(engine):
     ids = [21, 22, 23] * 100
     expected = await engine.generate(ids, sampling=GREEDY, max_tokens=100, ignore_eos=True)
     async with engine.stream(ids, sampling=GREEDY, max_tokens=100, ignore_eos=True) as stream:
-        chunks = [
-            await anext(aiter(stream))
-        ]  # with which it has begun; a look at statistics may come when it has ended
+        # With its first chunk it has begun; a look at statistics may come when it has ended.
+        chunks = [await anext(aiter(stream))]
         await engine.reset_prefix_cache()
         chunks += [chunk async for chunk in stream]
     assert [token for chunk in chunks for token in chunk.token_ids] == expected.token_ids
