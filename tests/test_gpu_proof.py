@@ -17,7 +17,7 @@ from click.testing import CliRunner
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools.gpu_proof.cli import _left, main  # noqa: E402 the repository is no package
+from tools.gpu_proof.cli import _left, _merge, main  # noqa: E402 the repository is no package
 from tools.gpu_proof.machine import cores  # noqa: E402
 from tools.gpu_proof.plan import Plan  # noqa: E402
 from tools.gpu_proof.rehearsal import rehearsal  # noqa: E402
@@ -207,6 +207,30 @@ def test_the_table_is_made_of_the_answers_that_are_there(tmp_path):
     answers[1].write("cut off", 1.0, 0)
     command = plan.judging(every).command
     assert [word for word in command if word.endswith(".jsonl")] == [str(answers[0].report)]
+
+
+@pytest.mark.parametrize(("ratio", "met"), [(1.0, True), (0.9, False)])
+def test_pairs_of_all_parts_are_judged_together_also_of_those_that_were_cut_off(tmp_path, capfd, ratio, met):
+    plan = Plan("model", tmp_path, {"vllm": "python"})
+    every = plan.steps()
+    parts = plan.wholes(every)[tmp_path / "overhead-vllm.json"]
+    assert [part.name for part in parts] == [f"overhead/vllm/{number}" for number in (1, 2, 3, 4)]
+    hows = [f"{name}.{how}" for name in ("here", "worker") for how in ("generate", "stream")]
+    pairs = {
+        "throughput_ratio": {how: [ratio] * 7 for how in hows},
+        "added_ms_to_first_token": {"here": [0.1] * 7, "worker": [0.1] * 7},
+        "native_tokens_per_second": {"native": [9.0] * 14},
+    }
+    made = {"environment": {"date": "2026-11-29"}, "engine": "vllm", "model": "m", "settings": {}, "earlier": []}
+    parts[0].report.parent.mkdir()
+    for part, outcome in zip(parts, ("passed", "cut off"), strict=False):
+        part.report.write_text(json.dumps({**made, "figures": {"pairs": pairs}}))
+        part.write(outcome, 1.0, 0)
+    assert _merge(plan, every, [parts[0]]) is met
+    assert _merge(plan, every, [])  # of those that ran now none misses anything
+    whole = json.loads((tmp_path / "overhead-vllm.json").read_text())
+    assert whole["figures"]["pairs"]["throughput_ratio"]["here.stream"] == [ratio] * 14
+    assert "overhead-vllm.json: 2 of 4 parts are there" in capfd.readouterr().out
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------

@@ -117,8 +117,8 @@ def of_step(step: Step, plan: Plan, adapters: dict[str, Any]) -> list[Load]:
         fields |= {"dtype": "bfloat16", "max_model_len": 512, "scheduling": {"max_num_seqs": 256}}
         vllm = {"kv_cache": {"capacity_tokens": 256 * 512}}
         turbomind = {"kv_cache": {"gpu_memory_fraction": 0.05}, "native": {"backend": "turbomind"}}
-        name = "vllm" if rest == "vllm" else "lmdeploy"
-        fields |= vllm if rest == "vllm" else turbomind
+        name, settings = ("vllm", vllm) if rest.startswith("vllm/") else ("lmdeploy", turbomind)
+        fields |= settings
     else:
         assert kind in ("answers", "quantized", "concurrency")
     return [Load(step.name, name, fields) for fields in made]

@@ -22,7 +22,7 @@ def benchmark(monkeypatch):
     for name in ("against_native", "environment"):
         monkeypatch.setattr(sys.modules[name], "environment", lambda: dict(made))
     yield module
-    for name in ("against_native", "intervals", "environment"):
+    for name in ("pooled", "against_native", "intervals", "environment"):
         sys.modules.pop(name, None)
 
 
@@ -42,14 +42,15 @@ class Simulated:
 
 
 def run(benchmark, file, **changed):
-    fields = {"model": "a/model", "pairs": 2, "rounds": 1, "concurrency": 2, "tokens": 3, "probes": 2, "json": file}
-    options = argparse.Namespace(**fields | changed)
+    fields = {"model": "a/model", "pairs": 2, "rounds": 1, "concurrency": 2, "tokens": 3, "probes": 2, "part": False}
+    options = argparse.Namespace(**fields | {"json": file} | changed)
 
     async def load(_):
         return {name: Simulated() for name in ("native", "here", "worker")}
 
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         benchmark.main("simulated", options, load)
+    assert ended.value.code == 0 or not options.part  # a part fails at no bar
     return json.loads(file.read_text())
 
 
@@ -96,3 +97,43 @@ def test_changed_files_are_the_same_code_never(benchmark, monkeypatch, tmp_path)
         monkeypatch.setattr(sys.modules[name], "environment", lambda: dict(made))
     run(benchmark, tmp_path / "report.json")
     assert run(benchmark, tmp_path / "report.json")["earlier"] == []
+
+
+def pool(monkeypatch, *files, to):
+    monkeypatch.setattr(sys, "argv", ["pooled.py", *map(str, files), "--json", str(to)])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module("pooled").main()
+    return ended.value.code
+
+
+def test_parts_are_judged_together(benchmark, monkeypatch, tmp_path, capsys):
+    files = [tmp_path / "1.json", tmp_path / "2.json"]
+    parts = [run(benchmark, file, part=True, pairs=3) for file in files]
+    for low, high, code in ((1.0, 1.01, 0), (0.9, 1.1, 1)):  # of the second the interval is too wide
+        for file, part, ratio in zip(files, parts, (low, high), strict=True):
+            pairs = part["figures"]["pairs"]
+            pairs["throughput_ratio"] = {name: [ratio] * 3 for name in pairs["throughput_ratio"]}
+            pairs["added_ms_to_first_token"] = {"here": [0.1] * 3, "worker": [0.2] * 3}
+            file.write_text(json.dumps(part))
+        assert pool(monkeypatch, *files, to=tmp_path / "whole.json") == code
+    whole = json.loads((tmp_path / "whole.json").read_text())
+    assert values(whole) == [0.9] * 3 + [1.1] * 3
+    figure = whole["figures"]["throughput_ratio"]["here.generate"]
+    assert (figure["low"], figure["high"]) == (pytest.approx(0.9), pytest.approx(1.1))
+    assert [part["pairs"] for part in whole["parts"]] == [3, 3]
+    assert len(whole["figures"]["pairs"]["native_tokens_per_second"]["native"]) == 2 * 6
+    assert "MISSED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["settings", "environment", "engine"])
+def test_what_was_measured_otherwise_is_not_pooled(benchmark, monkeypatch, tmp_path, capsys, change):
+    part = run(benchmark, tmp_path / "1.json", part=True)
+    other = {
+        "settings": {**part, "settings": {**part["settings"], "rounds": 7}},
+        "environment": {**part, "environment": {**part["environment"], "commit": "0000000"}},
+        "engine": {**part, "engine": "another"},
+    }[change]
+    (tmp_path / "2.json").write_text(json.dumps(other))
+    assert pool(monkeypatch, tmp_path / "1.json", tmp_path / "2.json", to=tmp_path / "whole.json") == 2
+    assert f"they have different {change}" in capsys.readouterr().err
+    assert not (tmp_path / "whole.json").exists()

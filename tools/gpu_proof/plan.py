@@ -15,7 +15,7 @@ from anyengine_conformance.shards import split
 
 from .machine import ROOT
 from .step import Step
-from .variants import DRAFT, ITSELF, QUANTIZERS, SIDE_BY_SIDE, TESTS, VARIANTS
+from .variants import DRAFT, ITSELF, OVERHEAD_PARTS, QUANTIZERS, SIDE_BY_SIDE, TESTS, VARIANTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -89,7 +89,7 @@ class Plan:
         return self._step("parity", (*PARITY, "judge", *files, *words), "--output", limit=470)
 
     def wholes(self, every: list[Step]) -> dict[Path, list[Step]]:
-        """Report of a whole conformance run, or of an engine's tests → its parts."""
+        """Report of a whole conformance run, of an engine's tests, or of its overhead → its parts."""
         found: dict[Path, list[Step]] = {}
         for step in every:
             if step.report.parent.name == "parts":
@@ -239,10 +239,14 @@ class Plan:
         for each in variant.speculation:
             command = (sys.executable, "benchmarks/speculation.py", *ours, "--speculative", self._speculative(each))
             programs[f"speculation/{variant.name}-{each.name}"] = command
-        if variant.overhead and variant.environment in self.pythons:
-            command = (self.pythons[variant.environment], *variant.overhead, self.model)
-            programs[f"overhead/{variant.name}"] = command
-        return [
+        made = [
             self._step(name, command, "--json", limit=560, alone=True, needs=needs.get(name, ()))
             for name, command in programs.items()
         ]
+        if variant.overhead and variant.environment in self.pythons:
+            command = (self.pythons[variant.environment], *variant.overhead, self.model)
+            for number in range(1, OVERHEAD_PARTS + 1):
+                # Most of an hour's pairs in as few loads as the budget allows: cut off, it goes on.
+                name, file = f"overhead/{variant.name}/{number}", f"parts/overhead-{variant.name}-{number}.json"
+                made.append(self._step(name, command, "--json", limit=1_800, file=file, alone=True))
+        return made

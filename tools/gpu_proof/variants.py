@@ -7,6 +7,9 @@ from typing import Any
 
 #: Tokens of each engine's cache, so that several share a device.
 CACHE = "kv_cache.capacity_tokens=65536"
+#: Steps that the pairs of a benchmark against a native API are shared out to, so that several GPUs measure at once.
+OVERHEAD_PARTS = 4
+OVERHEAD = ("--part", "--rounds", "1", "--probes", "20")
 #: Places that a draft model comes from, see :class:`Speculation`.
 DRAFT, ITSELF = "draft", "itself"
 
@@ -56,7 +59,7 @@ class Variant:
         suite: arguments of its conformance run; none where that would say nothing more.
         checkpoint: whether the suite is run on the checkpoint too, beside its own model.
         parts: steps that this run is cut into, so that each takes a few minutes.
-        overhead: benchmark against its native API, and its options.
+        overhead: benchmark against its native API, and its options; a part of :data:`OVERHEAD_PARTS`.
         speculation: ways to speculate that it has.
         concurrency: whether its throughput is worth measuring.
         quantized: whether quantised checkpoints are measured in it.
@@ -89,8 +92,8 @@ VARIANTS = (
         ("dtype=bfloat16", "max_model_len=2048", CACHE),
         ("--config", "plugins/vllm/conformance-gpu.toml"),
         parts=24,
-        # Single pairs differ by tens of percent; so many bring the interval below the bar's width. Cut off, it goes on.
-        overhead=("benchmarks/vllm_overhead.py", "--rounds", "2", "--pairs", "100"),
+        # Single pairs differ by tens of percent; so many bring the interval below the bar's width.
+        overhead=("benchmarks/vllm_overhead.py", *OVERHEAD, "--pairs", "150"),
         speculation=SPECULATION,
         determinism=True,
     ),
@@ -102,7 +105,7 @@ VARIANTS = (
         ("dtype=bfloat16", "max_model_len=2048", "kv_cache.gpu_memory_fraction=0.05", "native.backend=turbomind"),
         ("--config", "plugins/lmdeploy/conformance-turbomind.toml"),
         parts=8,
-        overhead=("benchmarks/lmdeploy_overhead.py", "--rounds", "2", "--pairs", "100"),
+        overhead=("benchmarks/lmdeploy_overhead.py", *OVERHEAD, "--pairs", "50"),
     ),
     Variant(
         "lmdeploy-pytorch",

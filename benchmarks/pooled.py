@@ -1,0 +1,70 @@
+"""All pairs that several parts of a benchmark of ``against_native.py`` have, as one report.
+
+    python benchmarks/pooled.py PART.json ... --json out
+
+Parts are of the same engine, model and settings, of the same code and packages, and of the same kind of machine; else
+nothing is written. Exits with 1 if a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from against_native import Samples, report, same
+
+
+def pooled(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """One report of those.
+
+    Raises:
+        ValueError: one was measured otherwise than the first.
+    """
+    first = parts[0]
+    for part in parts:
+        here, there = ({**each, "environment": same(each["environment"])} for each in (first, part))
+        others = [name for name in ("engine", "model", "settings", "environment") if here[name] != there[name]]
+        if others:
+            raise ValueError(f"parts cannot be pooled: they have different {', '.join(others)}")
+    samples = Samples()
+    for part in parts:
+        more = Samples(part["figures"]["pairs"])
+        for name, values in samples.ratios.items():
+            values.extend(more.ratios[name])
+        for name, values in samples.added.items():
+            values.extend(more.added[name])
+        samples.speeds.extend(more.speeds)
+    latest = max(parts, key=lambda part: part["environment"]["date"])
+    return {
+        "environment": latest["environment"],
+        **{name: first[name] for name in ("engine", "model", "settings")},
+        "parts": [
+            {"pairs": len(Samples(part["figures"]["pairs"])), "dates": [run["date"] for run in _runs(part)]}
+            for part in parts
+        ],
+        "figures": samples.figures(),
+    }
+
+
+def _runs(part: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*part["earlier"], part["environment"]]
+
+
+def main() -> None:
+    """Read, write, print, and exit with 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", type=Path)
+    parser.add_argument("--json", type=Path, required=True, help="write the report there")
+    options = parser.parse_args()
+    try:
+        whole = pooled([json.loads(file.read_text("utf-8")) for file in options.parts])
+    except ValueError as error:
+        parser.error(str(error))
+    options.json.write_text(json.dumps(whole, indent=2) + "\n", "utf-8")
+    raise SystemExit(0 if report(whole["figures"]) else 1)
+
+
+if __name__ == "__main__":
+    main()
