@@ -62,6 +62,9 @@ def banded_p(counts: Sequence[int], probabilities: Sequence[float], slack: float
 def shaped(logprobs: Mapping[int, float], sampling: SamplingParams, order: Sequence[str] = ORDER) -> dict[int, float]:
     """What is drawn from, as docs/semantics.md says: bias, allowed tokens, temperature, then the truncations in order.
 
+    What is beyond the list counts in a ``top_p`` of the whole vocabulary as far as its mass is known: of the model
+    itself, at temperature 1 without bias. With another temperature ``top_p`` is for what ``top_k`` left.
+
     Args:
         logprobs: of the most likely tokens.
         sampling: its fields; penalties are not for here.
@@ -73,8 +76,11 @@ def shaped(logprobs: Mapping[int, float], sampling: SamplingParams, order: Seque
         values = {token: value for token, value in values.items() if token in allowed}
     highest = max(values.values())
     kept = {token: math.exp((value - highest) / sampling.temperature) for token, value in values.items()}
+    plain = sampling.temperature == 1 and not bias and allowed is None
+    beyond = max(0.0, 1 - math.fsum(map(math.exp, values.values()))) * math.exp(-highest) if plain else 0.0
     for step in order:
-        kept = _cut(kept, step, sampling)
+        kept = _cut(kept, step, sampling, beyond)
+        beyond = beyond if len(kept) == len(values) else 0.0
     return _normalised(kept)
 
 
@@ -83,8 +89,10 @@ def _normalised(kept: Mapping[int, float]) -> dict[int, float]:
     return {token: share / total for token, share in kept.items()}
 
 
-def _cut(kept: dict[int, float], step: str, sampling: SamplingParams) -> dict[int, float]:
-    shares = _normalised(kept)
+def _cut(kept: dict[int, float], step: str, sampling: SamplingParams, beyond: float) -> dict[int, float]:
+    """What a truncation leaves of these weights, where the tokens beyond them weigh that much together."""
+    total = math.fsum(kept.values()) + beyond
+    shares = {token: weight / total for token, weight in kept.items()}
     ranked = sorted(shares, key=lambda token: (-shares[token], token))
     if step == "top_k" and sampling.top_k:
         ranked = ranked[: sampling.top_k]
@@ -96,7 +104,7 @@ def _cut(kept: dict[int, float], step: str, sampling: SamplingParams) -> dict[in
         ranked = ranked[:place]
     elif step == "min_p":
         ranked = [token for token in ranked if shares[token] >= sampling.min_p * shares[ranked[0]]]
-    return {token: shares[token] for token in ranked}
+    return {token: kept[token] for token in ranked}
 
 
 def robust(

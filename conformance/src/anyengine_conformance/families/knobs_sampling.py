@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from anyengine import SamplingParams
 
 from anyengine_conformance.check import check, family
-from anyengine_conformance.families._numbers import greedy_by, next_tokens, open_prompt
+from anyengine_conformance.families._numbers import following, greedy_by, next_tokens, open_prompt
 from anyengine_conformance.statistics import binomial_p
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ family("knobs", "Knobs")
 
 _LENGTH = 24
 _DRAWS = 128
+#: Tokens of the oracle's distribution where those beyond matter: as many as it may be asked for.
+_LISTED = 1_000
 
 
 def _unchanged(value: float, token: int, before: Sequence[int]) -> float:
@@ -61,21 +63,42 @@ async def temperature_zero_is_greedy(t: Context) -> None:
         await greedy_by(t, answer, _unchanged, "as it is")
 
 
+def _share(top: Mapping[int, float], best: int, temperature: float, vocabulary: int) -> tuple[float, float]:
+    """The least and the most probability that the ``best`` most likely tokens can have together at a temperature.
+
+    What is beyond the list has a known mass in the model itself, but not at a temperature: it is largest there if all
+    those tokens are equally likely, and smallest if as few of them as possible share it, or below 1 the other way round
+    (``x ** (1 / temperature)`` is concave, or convex).
+    """
+    weights = [math.exp(value / temperature) for value in top.values()]
+    # No less than what the sum of float32 numbers can be off.
+    beyond, others, edge = (
+        max(1e-6, 1 - math.fsum(map(math.exp, top.values()))),
+        vocabulary - len(top),
+        min(top.values()),
+    )
+    even = others * (beyond / others) ** (1 / temperature) if others else 0.0
+    packed = beyond * math.exp(edge / temperature - edge) if others else 0.0
+    part, whole = math.fsum(weights[:best]), math.fsum(weights)
+    return part / (whole + max(even, packed)), part / (whole + min(even, packed))
+
+
 async def _most_likely(t: Context, temperature: float) -> None:
     """The most likely tokens come as often as that temperature makes them."""
-    # Where the temperature changes most: behind which prompt, and for how many of the most likely tokens.
-    found: list[tuple[float, list[int], list[int], float, float]] = []
-    for ids, top in await next_tokens(t):
-        changed, plain = _shares(top, temperature), _shares(top)
+    # Where the temperature certainly changes most: behind which prompt, and for how many of the most likely tokens.
+    found: list[tuple[float, list[int], list[int], tuple[float, float], float]] = []
+    for ids, _ in await next_tokens(t):
+        top = await following(t, ids, _LISTED)
         for count in range(1, 16):
+            after = _share(top, count, temperature, t.engine.info.vocab_size)
             best = list(top)[:count]
-            after, before = sum(changed[token] for token in best), sum(plain[token] for token in best)
-            found.append((abs(after - before), ids, best, after, before))
-    _, ids, best, expected, plain_share = max(found, key=lambda one: one[0])
+            before = math.fsum(math.exp(top[token]) for token in best)
+            found.append((max(after[0] - before, before - after[1]), ids, best, after, before))
+    _, ids, best, (lowest, highest), plain_share = max(found, key=lambda one: one[0])
     # What the data type may shift the odds by, both ways.
     slack = math.exp(4 * t.precision / temperature)
-    most = expected * slack / (expected * slack + 1 - expected)
-    least = expected / (expected + (1 - expected) * slack)
+    most = highest * slack / (highest * slack + 1 - highest)
+    least = lowest / (lowest + (1 - lowest) * slack)
 
     async def sample(number: int) -> float:
         del number
