@@ -119,7 +119,9 @@ async def block_size_is_the_caches_unit(t: Context) -> None:
     size = t.engine.config.kv_cache.block_size or 1
     for number in range(4):
         ids = await many_words(t, f"blocks {number}", 32 * (number + 1) + 3)
-        async with t.open(ids, max_tokens=100, ignore_eos=True) as stream:
+        # So long that it is still there when its statistics are asked for.
+        longest = t.engine.info.max_model_len - len(ids)
+        async with t.open(ids, max_tokens=longest, ignore_eos=True) as stream:
             await anext(aiter(stream))
             used = (await t.settled(lambda stats: bool(stats.kv_cache.used_tokens), seconds=2.0)).kv_cache.used_tokens
         t.expect(
