@@ -15,7 +15,7 @@ import pytest
 from anyengine_conformance.report import write_report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
     from anyengine_conformance.results import Report
 
@@ -117,6 +117,38 @@ def keep_report(request: pytest.FixtureRequest) -> Callable[[Report], None]:
             write_report(report, folder / f"conformance-{report.subject.engine}.json")
 
     return keep
+
+
+@pytest.fixture
+def survives_cancellation(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Awaitable[bool]]:
+    """Whether a cleanup comes to its end although the work that it belongs to is cancelled meanwhile, again and again,
+    as a task of asyncio. To be called with what has the cleanup, the cleanup's name there, and the work.
+    """
+
+    async def survives(owner: object, name: str, work: Coroutine[Any, Any, Any] | asyncio.Task[Any]) -> bool:
+        begun, go = asyncio.Event(), asyncio.Event()
+        ended: list[bool] = []
+        cleanup = getattr(owner, name)
+
+        async def slow(*args: Any, **kwargs: Any) -> None:
+            begun.set()
+            await go.wait()
+            await cleanup(*args, **kwargs)
+            ended.append(True)
+
+        monkeypatch.setattr(owner, name, slow)
+        task = asyncio.ensure_future(work)
+        await begun.wait()
+        for _ in range(3):
+            task.cancel()
+            await asyncio.sleep(0)
+        waits = not task.done()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return waits and ended == [True]
+
+    return survives
 
 
 # -- engines themselves -----------------------------------------------------------------------------------------------

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import click
 import pytest
+from anyengine.environments import add_environment
 from click.testing import CliRunner
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools.gpu_proof.cli import _left, _merge, main  # noqa: E402 the repository is no package
+from tools.gpu_proof.cli import _left, _link, _merge, _near, _register, main  # noqa: E402 the repository is no package
 from tools.gpu_proof.machine import cores  # noqa: E402
 from tools.gpu_proof.plan import Plan  # noqa: E402
 from tools.gpu_proof.rehearsal import rehearsal  # noqa: E402
@@ -170,6 +171,83 @@ def test_steps_come_in_the_order_that_they_are_asked_for_each_once(tmp_path):
     )
     names = [line.split()[0] for line in found.output.splitlines()]
     assert names == ["concurrency/vllm", "concurrency/turbomind", "concurrency/lmdeploy-pytorch", "draft", "parity"]
+
+
+@pytest.fixture
+def listed(tmp_path, monkeypatch):
+    """``listed(words)``: what ``--list`` came to, where anything that it makes would lie in ``tmp_path / "made"``."""
+    made = tmp_path / "made"
+    made.mkdir()
+    monkeypatch.setattr("tools.gpu_proof.cli.ROOT", made)
+    monkeypatch.setattr("tempfile.tempdir", str(made))
+    monkeypatch.setenv("ANYENGINE_HOME", str(made / "home"))
+    (tmp_path / "checkpoint").mkdir()
+
+    def run(*words, model=True):
+        of = ["--model", str(tmp_path / "checkpoint")] if model else ["--rehearse"]
+        found = CliRunner().invoke(main, [*of, "--results", str(made / "results"), "--list", *words])
+        assert list(made.iterdir()) == []
+        return found
+
+    return run
+
+
+@pytest.mark.parametrize("model", [True, False], ids=["proof", "rehearsal"])
+def test_a_list_makes_nothing(listed, model):
+    found = listed(*(["--environment", f"vllm={sys.executable}"] if model else []), model=model)
+    assert found.exit_code == 0
+    assert "draft" in [line.split()[0] for line in found.output.splitlines()]
+
+
+def test_an_interpreter_may_be_named_by_a_command(listed, monkeypatch):
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    found = listed("--environment", f"vllm={Path(sys.executable).name}", "--steps", "overhead/vllm/1")
+    assert [line.split()[0] for line in found.output.splitlines()] == ["overhead/vllm/1", "parity"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["vllm=no-such-command"], "there is no interpreter .*no-such-command; name its path, or a command on PATH"),
+        (["vllm"], "say NAME=PYTHON"),
+        (["vllm="], "say NAME=PYTHON"),
+        ([f"vllm={sys.executable}", f"vllm={sys.executable}"], "vllm is named twice"),
+    ],
+)
+def test_an_environment_that_is_none_is_refused(listed, words, message):
+    found = listed(*(part for word in words for part in ("--environment", word)))
+    assert (found.exit_code, type(found.exception)) == (2, SystemExit)
+    assert re.search(message, " ".join(found.output.split()))
+
+
+def test_a_rehearsal_has_its_own_environments(listed):
+    found = listed("--environment", f"vllm={sys.executable}", model=False)
+    assert (found.exit_code, "a rehearsal has its own" in found.output) == (2, True)
+
+
+def test_an_interpreter_that_cannot_be_an_environment_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANYENGINE_HOME", str(tmp_path / "home"))
+    other = tmp_path / "python"
+    other.write_text("#!/bin/sh\nexit 1\n")
+    other.chmod(0o755)
+    with pytest.raises(click.UsageError, match=f"--environment vllm={other}: "):
+        _register({"vllm": str(other)})
+    add_environment("vllm", sys.executable)
+    _register({"vllm": sys.executable})
+    with pytest.raises(click.UsageError, match=f"an environment vllm already, of {sys.executable}; name that"):
+        _register({"vllm": str(other)})
+
+
+def test_the_checkpoint_has_a_name_within_the_repository(tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.gpu_proof.cli.ROOT", tmp_path / "root")
+    monkeypatch.setattr("tools.gpu_proof.plan.ROOT", tmp_path / "root")
+    model, other = tmp_path / "checkpoint", tmp_path / "other" / "checkpoint"
+    for folder in (model, other, tmp_path / "root" / "own"):
+        folder.mkdir(parents=True)
+    assert _near(model) == ".cache/checkpoint"  # as it will be
+    _link(model)
+    assert (tmp_path / "root" / ".cache" / "checkpoint").samefile(model)
+    assert (_near(model), _near(other), _near(tmp_path / "root" / "own")) == (".cache/checkpoint", str(other), "own")
 
 
 def test_tests_of_two_devices_are_steps_for_two_gpus_and_no_part_of_the_whole(tmp_path):

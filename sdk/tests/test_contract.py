@@ -1,6 +1,7 @@
 """A backend or plugin that breaks its contract: a PluginError that says how, and nothing is left behind."""
 
 import asyncio
+from time import monotonic
 
 import anyio
 import numpy as np
@@ -10,6 +11,7 @@ from anyengine import (
     EngineConfig,
     EngineDied,
     EngineStartupError,
+    EngineUnresponsive,
     GenerateRequest,
     InvalidConfig,
     PluginError,
@@ -19,6 +21,8 @@ from anyengine import (
 from anyengine.backend import DeltaCollector, EngineDescription, EnginePlugin, TokenDelta, TokenFinish
 from anyengine.capabilities import Capabilities
 from anyengine.outputs import Score, TokenLogprobs
+from anyengine.runtime import choice
+from anyengine.runtime.local import LocalRuntime
 from anyengine.stats import EngineStats
 from anyengine.testing import EOS, ScriptedPlugin, all_capabilities
 from msgspec.structs import replace
@@ -329,6 +333,44 @@ async def test_an_engine_that_does_not_end_in_time_is_a_timeout_of_ours(faulty, 
     async with load(faulty(stream=stream)) as (engine, _):
         with pytest.raises(RequestTimeout):
             await engine.generate("hi", timeout=0.01)
+
+
+def never_ends():
+    """A stream method that says "hi", and nothing more, and the streams that it has left."""
+    left = []
+
+    async def stream(request):
+        try:
+            yield TokenDelta([71, 72])
+            await anyio.sleep_forever()
+        finally:
+            left.append(request.id)
+
+    return stream, left
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_an_engine_that_never_says_its_last_word_after_an_abort_is_unresponsive(faulty, load, monkeypatch, n):
+    stream, left = never_ends()
+    monkeypatch.setattr(LocalRuntime, "health_timeout", 0.01)
+    async with load(faulty(stream=stream)) as (engine, _):
+        with pytest.raises(EngineUnresponsive, match=r"within 0.01 s of its abort \(health_timeout\)"):
+            await engine.generate("hi", stop="h", n=n)
+    assert len(left) == n
+
+
+async def test_the_last_word_after_an_abort_is_not_waited_for_beyond_the_timeout(faulty, load, monkeypatch):
+    stream, left = never_ends()
+
+    async def abort(request_id):
+        monkeypatch.setattr(choice, "monotonic", lambda: monotonic() + 3600)
+
+    async with load(faulty(stream=stream, abort=abort)) as (engine, _):
+        with pytest.raises(RequestTimeout) as caught:
+            await engine.generate("hi", stop="i", timeout=60)
+    partial = caught.value.partial
+    assert (partial.text, partial.token_ids, partial.finish_reason) == ("h", [71, 72], "stop")
+    assert len(left) == 1
 
 
 @pytest.mark.parametrize("call", ["stats", "health", "score"])

@@ -8,7 +8,7 @@ From the root of a checkout that nothing changes meanwhile: workers import from 
 a time limit and a report in the results folder; beside each report is a record of the command, how it ended, on which
 GPU and when. A step that ended, well or not, is not run again unless its command changes or `--failed` or `--again` is
 given; one that was cut off is, and goes on from what it wrote where it can. `--budget` ends everything after so many
-seconds, for machines that are lent. `--list` shows the steps and what became of them.
+seconds, for machines that are lent. `--list` shows the steps and what became of them, and makes nothing.
 
 Steps that measure speed or memory have a GPU to themselves, and run after the others, whose engines keep to small
 caches: so many of them as `--at-once` says share a GPU. Those that are for several GPUs come last, where so many are
@@ -18,7 +18,8 @@ interpreter. Checkpoints that are made of the model, quantised ones and a draft,
 
 This program runs in an environment that has anyengine, its conformance suite and the reference engine, and, for the
 oracle, torch and transformers; for the tests also pytest with what `pyproject.toml` names. The environments that are
-named must have anyengine and the engine's plugin, `compressor` that of vLLM beside llmcompressor.
+named, each by the path of its interpreter or a command, must have anyengine and the engine's plugin, `compressor` that
+of vLLM beside llmcompressor.
 
 `--rehearse` runs all of it on a CPU, with the reference engine in place of the others: its results are worth nothing.
 """

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import click
-from anyengine.environments import find_environment
-from anyengine.environments.registry import add_environment
+from anyengine.environments.registry import add_environment, resolved
+from anyengine.environments.store import stored
 from anyengine.errors import AnyEngineError
 from anyengine_conformance.report import read_report, write_report
 from anyengine_conformance.shards import merged
 
 from .machine import ROOT, machine
 from .plan import Plan, within
-from .rehearsal import environments, rehearsal
+from .rehearsal import environments, own_home, rehearsal
 from .runner import Runner
 from .step import CUT_OFF, Step
 
@@ -63,8 +64,9 @@ def main(
     """Run what is left to run; exits with 1 if a step that ran did not pass."""
     if (model is None) != rehearse:
         raise click.UsageError("give --model, or --rehearse, which has one")
-    pythons = environments() if rehearse else dict(each.partition("=")[::2] for each in named)
-    _register(pythons)
+    if rehearse and named:
+        raise click.UsageError("--environment: a rehearsal has its own, of this interpreter; leave it out")
+    pythons = environments() if rehearse else _interpreters(named)
     folder = results.absolute()
     plan = rehearsal(folder, pythons) if rehearse else _plan(str(model), folder, pythons)
     every = plan.steps()
@@ -78,6 +80,12 @@ def main(
         for step in [*chosen, plan.judging(every)]:
             click.echo(f"{step.name:36} {step.outcome() or '-'}")
         return
+    # Only now is anything made.
+    if rehearse:
+        own_home()
+    _register(pythons)
+    if model is not None:
+        _link(Path(model).absolute())
     results.mkdir(parents=True, exist_ok=True)
     (results / "machine.json").write_text(json.dumps(machine(pythons, commit), indent=1) + "\n", encoding="utf-8")
     ends = None if budget is None else time.monotonic() + budget
@@ -91,12 +99,46 @@ def main(
     raise SystemExit(0 if met and all(step.outcome() == "passed" for step in left if step.gpus <= len(gpus)) else 1)
 
 
+def _interpreters(named: tuple[str, ...]) -> dict[str, str]:
+    """Name of each environment → the path of its interpreter, which may be named by a command.
+
+    Raises:
+        UsageError: there is none, or an environment is named twice.
+    """
+    found: dict[str, str] = {}
+    for each in named:
+        name, _, python = each.partition("=")
+        if not name or not python:
+            raise click.UsageError(f"--environment {each}: say NAME=PYTHON")
+        if name in found:
+            raise click.UsageError(f"--environment {each}: {name} is named twice")
+        path = resolved(python)
+        if shutil.which(path) is None:
+            raise click.UsageError(
+                f"--environment {each}: there is no interpreter {path}; name its path, or a command on PATH"
+            )
+        found[name] = path
+    return found
+
+
 def _register(pythons: dict[str, str]) -> None:
+    """Have an environment of each name, of that interpreter.
+
+    Raises:
+        UsageError: it cannot be one, or the name is another's.
+    """
+    there = {each.name: each.python for each in stored()}
     for name, python in pythons.items():
-        try:
-            find_environment(name)
-        except AnyEngineError:
-            add_environment(name, python)
+        if name not in there:
+            try:
+                add_environment(name, python)
+            except AnyEngineError as error:
+                raise click.UsageError(f"--environment {name}={python}: {error.message}") from error
+        elif there[name] != python:
+            raise click.UsageError(
+                f"--environment {name}={python}: there is an environment {name} already, of {there[name]}; name that "
+                f"interpreter, or: anyengine env remove {name}"
+            )
 
 
 def _plan(model: str, results: Path, pythons: dict[str, str]) -> Plan:
@@ -105,13 +147,20 @@ def _plan(model: str, results: Path, pythons: dict[str, str]) -> Plan:
 
 
 def _near(model: Path) -> str:
-    """The checkpoint by a name within the repository, so that reports name no place of this machine."""
+    """The checkpoint by a name within the repository, so that reports name no place of this machine; see `_link`."""
+    near = ROOT / ".cache" / model.name
+    if not near.exists():
+        return within(model if model.is_relative_to(ROOT) else near)
+    return within(near if near.samefile(model) else model)
+
+
+def _link(model: Path) -> None:
+    """Let that name lead to the checkpoint, where it leads nowhere."""
     near = ROOT / ".cache" / model.name
     if not model.is_relative_to(ROOT) and not near.exists():
         near.parent.mkdir(exist_ok=True)
         near.unlink(missing_ok=True)
         near.symlink_to(model, target_is_directory=True)
-    return within(near if near.exists() and near.samefile(model) else model)
 
 
 def _merge(plan: Plan, every: list[Step], ran: list[Step]) -> bool:

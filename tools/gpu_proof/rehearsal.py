@@ -34,11 +34,15 @@ EXTRA = {
 
 
 def environments() -> dict[str, str]:
-    """This interpreter under every name that the plan has, in a folder that lasts as long as this program."""
-    os.environ["ANYENGINE_HOME"] = tempfile.mkdtemp(prefix="anyengine-rehearsal-")
+    """This interpreter under every name that the plan has."""
     every = [variant.environment for variant in variants.VARIANTS]
     every += [quantizer.environment for quantizer in variants.QUANTIZERS]
     return {name: sys.executable for name in every if name is not None}
+
+
+def own_home() -> None:
+    """Keep environments in a folder apart from the user's."""
+    os.environ["ANYENGINE_HOME"] = tempfile.mkdtemp(prefix="anyengine-rehearsal-")
 
 
 def rehearsal(results: Path, pythons: dict[str, str]) -> Plan:

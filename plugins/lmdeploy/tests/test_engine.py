@@ -20,7 +20,8 @@ from anyengine.errors import (
     UnsupportedCapability,
 )
 from anyengine.hub import ModelFiles
-from anyengine_lmdeploy import plugin
+from anyengine_lmdeploy import backend as backend_module
+from anyengine_lmdeploy import plugin, startup
 
 GREEDY = SamplingParams(temperature=0)
 PROMPT = "Once upon a time"
@@ -253,6 +254,19 @@ async def test_a_score_that_is_cancelled_leaves_nothing(bare):
     assert (await bare.score([5, 6, 7], 1)).token_ids == [5, 6, 7]
 
 
+async def test_a_score_that_is_cancelled_again_is_ended_first(bare, survives_cancellation):
+    core, going = bare._engine.engine.executor.core, threading.Event()
+    step = core.step
+    core.step = lambda: (going.wait(20), step())[1]
+    task = asyncio.create_task(bare.score([5, 6, 7], 1))
+    while not core.busy:  # noqa: ASYNC110 the simulation has no event to wait for
+        await asyncio.sleep(0)
+    task.cancel()
+    going.set()
+    assert await survives_cancellation(bare._requests, "abort", task)
+    assert _pool(bare).num_dispatched == 0
+
+
 async def test_a_thousand_requests_that_are_aborted_anywhere_leave_nothing(bare):
     async def one(number):
         stream = bare.stream(_endless(str(number)))
@@ -350,6 +364,18 @@ async def test_an_engine_that_comes_up_too_late_is_closed(load, monkeypatch):
             pass
     going.set()
     assert await asyncio.to_thread(ended.wait, 20)
+
+
+@pytest.mark.parametrize(("module", "name"), [(startup, "_check_came_out"), (backend_module, "LMDeployBackend")])
+async def test_an_engine_that_is_not_wanted_is_stopped_whatever_is_cancelled(
+    simulated, backend, files, monkeypatch, survives_cancellation, module, name
+):
+    def refuse(*_):
+        raise Failure("not what was asked for")
+
+    monkeypatch.setattr(module, name, refuse)
+    work = plugin.load(EngineConfig(native={"backend": backend}), files)
+    assert await survives_cancellation(module, "stop", work)
 
 
 # -- the engine as a whole --------------------------------------------------------------------------------------------

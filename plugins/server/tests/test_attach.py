@@ -24,6 +24,7 @@ from anyengine.errors import (
 )
 from anyengine_reference import plugin as reference
 from anyengine_server import LMDEPLOY, TRTLLM, VLLM, attach
+from anyengine_server.client import ServerClient
 from anyengine_server.testing import SimulatedServer
 
 GREEDY = SamplingParams(temperature=0)
@@ -427,6 +428,11 @@ async def test_no_server_and_unknown_options_and_fields_are_refused(storyteller:
         with pytest.raises(kind):
             async with Engine.load(plugin, str(storyteller), **config):
                 pass
+
+
+async def test_a_client_that_came_to_nothing_is_closed_whatever_is_cancelled(files: Any, survives_cancellation: Any):
+    config = EngineConfig(model=files.name, native={"url": "http://127.0.0.1:9", "connect_timeout": 1})
+    assert await survives_cancellation(ServerClient, "aclose", attach(config, files, VLLM, engine="vllm"))
 
 
 async def test_many_streams_at_once_and_nothing_left(attached: Any, open_sockets: Any):

@@ -26,7 +26,7 @@ from anyengine.errors import (
 )
 from anyengine.hub import resolve_model
 from anyengine.worker.supervisor import descendants
-from anyengine_server import MalformedAnswer
+from anyengine_server import MalformedAnswer, ServerClient
 from anyengine_tgi import generation as generation_module
 from anyengine_tgi import plugin
 
@@ -492,6 +492,29 @@ async def test_a_close_that_was_cancelled_is_finished_by_the_next(
             await backend.close()
     await backend.close()
     assert not [pid for pid in descendants(os.getpid()) if b"simulated_tgi" in _command(pid)]
+
+
+async def test_a_client_that_came_to_nothing_is_closed_whatever_is_cancelled(
+    storyteller: Path, survives_cancellation: Any
+):
+    config = EngineConfig(model=str(storyteller), native={"url": "http://127.0.0.1:9", "connect_timeout": 1})
+    loading = plugin.load(config, resolve_model(str(storyteller), builtin={}))
+    assert await survives_cancellation(ServerClient, "aclose", loading)
+
+
+async def test_a_load_that_is_cancelled_again_leaves_nothing(
+    launcher: Path, storyteller: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survives_cancellation: Any
+):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    config = EngineConfig(model=str(storyteller))
+    loading = asyncio.ensure_future(plugin.load(config, resolve_model(str(storyteller), builtin={})))
+    while not [pid for pid in descendants(os.getpid()) if b"simulated_tgi" in _command(pid)]:  # noqa: ASYNC110 another process, or the network, has to move
+        await asyncio.sleep(0.01)
+    loading.cancel()
+    assert await survives_cancellation(ServerClient, "aclose", loading)
+    assert not [pid for pid in descendants(os.getpid()) if b"simulated_tgi" in _command(pid)]
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 async def test_a_load_that_is_given_up_leaves_nothing(launcher: Path, storyteller: Path):

@@ -5,11 +5,13 @@ import json
 
 import msgspec
 import pytest
-from anyengine import Engine, SamplingParams
+from anyengine import Engine, EngineConfig, SamplingParams
 from anyengine.backend import TokenRequest
 from anyengine.backend.logits import row_logprobs
 from anyengine.errors import EngineDied, EngineStartupError, Failure, InvalidConfig, InvalidRequest, PluginError
+from anyengine.hub import resolve_model
 from anyengine_conformance.adapters import make_adapter
+from anyengine_trtllm import backend as backend_module
 from anyengine_trtllm import outputs, plugin
 
 GREEDY = SamplingParams(temperature=0)
@@ -396,6 +398,17 @@ async def test_a_load_that_fails_says_why(load, monkeypatch, simulation):
     with pytest.raises(EngineStartupError, match="no device found"):
         async with load():
             pass
+
+
+async def test_an_engine_that_is_not_wanted_is_stopped_whatever_is_cancelled(
+    simulated, storyteller, monkeypatch, survives_cancellation
+):
+    def refuse(*_):
+        raise Failure("not what was asked for")
+
+    monkeypatch.setattr(backend_module, "TrtllmBackend", refuse)
+    files = resolve_model(str(storyteller), builtin={})
+    assert await survives_cancellation(backend_module, "stop", plugin.load(EngineConfig(model=str(storyteller)), files))
 
 
 async def test_an_engine_that_comes_up_too_late_is_shut_down(simulated, load, monkeypatch, simulation):

@@ -1,5 +1,6 @@
 """The loaded engine over a scripted ``AsyncLLM``: what it makes of vLLM's answers."""
 
+import asyncio
 import json
 from contextlib import aclosing
 from types import SimpleNamespace
@@ -8,7 +9,8 @@ import pytest
 from anyengine import EngineConfig, SamplingParams
 from anyengine.backend import TokenRequest
 from anyengine.errors import EngineDied, EngineStartupError, Failure, OutOfMemory, UnsupportedParameter
-from anyengine_vllm.backend import VllmBackend
+from anyengine_vllm import backend as backend_module
+from anyengine_vllm.backend import VllmBackend, load_backend
 from anyengine_vllm.stats import StatsRecorder
 
 #: A prompt of three tokens, and what vLLM says of it.
@@ -188,3 +190,57 @@ async def test_why_an_adapter_was_not_unloaded(backend, adapter, error, expected
     await loaded.load_lora("a", adapter)
     with pytest.raises(expected):
         await loaded.unload_lora("a")
+
+
+# -- what is cancelled --------------------------------------------------------------------------------
+
+
+async def test_a_score_that_is_cancelled_again_is_ended_first(backend, survives_cancellation):
+    begun, aborted = asyncio.Event(), []
+
+    async def generate(*_, **__):
+        begun.set()
+        await asyncio.Event().wait()
+        yield
+
+    async def abort(request_id):
+        aborted.append(request_id)
+
+    async def is_sleeping():
+        return False
+
+    made = backend(calls={"generate": generate, "abort": abort, "is_sleeping": is_sleeping})
+    scoring = asyncio.create_task(made.score(PROMPT, 0))
+    await begun.wait()
+    scoring.cancel()
+    assert await survives_cancellation(made, "abort", scoring)
+    assert aborted == ["score-0"]
+
+
+@pytest.mark.parametrize("made", [False, True])
+async def test_an_engine_that_is_not_wanted_is_stopped_whatever_is_cancelled(
+    backend, monkeypatch, survives_cancellation, made
+):
+    async def refuse(*_):
+        raise Failure("not what was asked for")
+
+    loaded = backend()
+    loaded.prepare = refuse
+    stopped = []
+
+    async def nothing(*_):
+        return loaded._running
+
+    async def stop(running):
+        stopped.append(running)
+
+    def constructed(*_):
+        if made:
+            return loaded
+        raise Failure("not what was asked for")
+
+    monkeypatch.setattr(backend_module, "start", nothing)
+    monkeypatch.setattr(backend_module, "stop", stop)
+    monkeypatch.setattr(backend_module, "VllmBackend", constructed)
+    assert await survives_cancellation(backend_module, "stop", load_backend(EngineConfig(), None))
+    assert stopped == [loaded._running]

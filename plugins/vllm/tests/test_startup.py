@@ -1,5 +1,7 @@
 """What vLLM is asked for when it is brought up; its classes are scripted."""
 
+import asyncio
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -100,3 +102,51 @@ async def test_what_vllm_overrides_is_refused_by_name(load, part, name, value, a
     assert values[argument] == value
     # What nobody asked for, vLLM decides.
     await load(made(**{argument: other}))
+
+
+# -- what is cancelled --------------------------------------------------------------------------------
+
+
+async def test_a_load_that_is_given_up_leaves_no_process_whatever_is_cancelled(
+    monkeypatch, tmp_path, survives_cancellation
+):
+    loading, go = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def build(*_):
+        loop.call_soon_threadsafe(loading.set)
+        go.wait(20)
+        raise InvalidConfig("too late")
+
+    monkeypatch.setattr(startup, "_build", build)
+    starting = asyncio.create_task(startup.start(EngineConfig(model="m"), None))
+    await loading.wait()
+    starting.cancel()
+    go.set()
+    assert await survives_cancellation(startup, "_abandon", starting)
+
+
+async def test_the_processes_of_a_load_that_failed_are_ended_whatever_is_cancelled(monkeypatch):
+    ending, go, ended = asyncio.Event(), threading.Event(), []
+    loop = asyncio.get_running_loop()
+
+    def build(*_):
+        raise InvalidConfig("cannot be")
+
+    def end(processes):
+        loop.call_soon_threadsafe(ending.set)
+        go.wait(20)
+        ended.append(processes)
+
+    monkeypatch.setattr(startup, "_build", build)
+    monkeypatch.setattr(startup, "_end", end)
+    starting = asyncio.create_task(startup.start(EngineConfig(model="m"), None))
+    await ending.wait()
+    for _ in range(3):
+        starting.cancel()
+        await asyncio.sleep(0)
+    assert not starting.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert ended == [[]]

@@ -1,5 +1,7 @@
 """Environments are made by pip, whole or not at all."""
 
+import importlib.metadata
+import json
 import os
 import shutil
 import signal
@@ -175,6 +177,7 @@ def test_a_disk_that_is_full(packages, tmp_path, mebibytes, step):
         ({"name": "a/b"}, "environment", "is no name"),
         ({"variant": "a/b"}, "environment", "is no name"),
         ({"source": "/nowhere"}, "source", "neither a folder nor the word index"),
+        ({"source": "~no-such-user/x"}, "source", "neither a folder nor the word index"),
         ({"source": "/"}, "source", "has neither anyengine nor anyengine-simulated"),
     ],
 )
@@ -182,6 +185,14 @@ def test_arguments_that_are_wrong(create, home, arguments, field, message):
     with pytest.raises(InvalidConfig, match=message) as caught:
         create(**arguments)
     assert (caught.value.field, left(home)) == (field, [])
+
+
+def test_a_place_whose_path_cannot_be_recorded(create, home, tmp_path):
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    with pytest.raises(InvalidConfig, match="is not UTF-8") as caught:
+        create(source=str(folder))
+    assert (caught.value.field, left(home)) == ("source", [])
 
 
 @pytest.mark.parametrize(
@@ -251,6 +262,34 @@ def test_an_environment_of_another_interpreter_is_not_what_was_asked_for(create,
     with pytest.raises(InvalidConfig, match="is there already, made of") as caught:
         create(python=str(other))
     assert caught.value.field == "python"
+
+
+def test_an_environment_that_was_installed_from_elsewhere_is_not_what_was_asked_for(create, packages, tmp_path):
+    made, _ = create()
+    assert made.installed == tuple(
+        str(packages.folder / f"{name}-py3-none-any.whl")
+        for name in (f"anyengine-{importlib.metadata.version('anyengine')}", "anyengine_simulated-1.0")
+    )
+    (tmp_path / "link").symlink_to(packages.folder)
+    for source in (str(packages.folder), str(tmp_path / "link"), None):
+        assert create(source=source)[0].installed == made.installed
+    other = shutil.copytree(packages.folder, tmp_path / "other")
+    with pytest.raises(InvalidConfig, match=f"from {packages.folder}.* and not from {other}.*remove") as caught:
+        create(source=str(other))
+    assert caught.value.field == "source"
+    assert create(source=None)[0].installed == made.installed
+
+
+def test_an_environment_of_which_nobody_knows_what_it_was_installed_from_is_refused_where_that_matters(create):
+    made, _ = create()
+    record = store.folder_of("simulated") / "environment.json"
+    document = json.loads(record.read_text())
+    del document["installed"]  # as it was written before
+    record.write_text(json.dumps(document))
+    assert create(source=None)[0].python == made.python
+    with pytest.raises(InvalidConfig, match=r"record does not say what it was installed from.*remove") as caught:
+        create()
+    assert caught.value.field == "source"
 
 
 def test_an_interpreter_or_a_name_that_is_empty_is_not_the_default(create, home):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 from anyengine.backend import Backend, BackendInfo, TokenDelta
+from anyengine.backend.cancellation import despite_cancellation
 from anyengine.errors import EngineDied, EngineUnresponsive, InvalidRequest
 
 from anyengine_lmdeploy import request as requests
@@ -40,8 +41,7 @@ async def load_backend(config: EngineConfig, model: ModelFiles) -> LMDeployBacke
     try:
         return LMDeployBackend(config, model, running)
     except BaseException:
-        with anyio.CancelScope(shield=True):
-            await stop(running)
+        await despite_cancellation(stop(running))
         raise
 
 

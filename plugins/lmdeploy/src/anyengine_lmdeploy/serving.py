@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from anyengine.backend import DeltaCollector, TokenRequest
+from anyengine.backend.cancellation import despite_cancellation
 from anyengine.backend.logits import row_logprobs
 from anyengine.errors import EngineClosed, Failure, Misuse, PluginError
 from anyengine.outputs import Score
@@ -244,10 +244,11 @@ class Requests:
         except asyncio.CancelledError:
             if task.cancelled():  # by a close, and not who waits for it
                 raise EngineClosed("lmdeploy was closed before it could score") from None
-            with anyio.CancelScope(shield=True):
-                await self.abort(name)
-            if not task.cancelled():
-                task.exception()  # nobody asks for it any more
+            try:
+                await despite_cancellation(self.abort(name))
+            finally:
+                if task.done() and not task.cancelled():
+                    task.exception()  # nobody asks for it any more
             raise
         except Exception as error:
             raise _mapped(error) from error

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import anyio
+from anyengine.backend.cancellation import despite_cancellation
 from anyengine.backend.devices import check_visible_devices
 from anyengine.backend.dtypes import own_dtype
 from anyengine.errors import EngineStartupError, InvalidConfig
@@ -102,8 +102,7 @@ async def start(config: EngineConfig, model: ModelFiles) -> Running:
         # Before its loop runs: one that is just about to begin is not ended by closing the engine.
         _check_came_out(config, model, running)
     except BaseException:
-        with anyio.CancelScope(shield=True):
-            await stop(running)
+        await despite_cancellation(stop(running))
         raise
     # The engine in PyTorch belongs to the loop that it is started on; TurboMind has threads of its own.
     running.engine.start_loop(asyncio.get_running_loop(), use_async_api=True)

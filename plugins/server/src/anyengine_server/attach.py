@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyengine.backend import Backend, BackendInfo, TokenDelta, TokenFinish, TokenRequest
+from anyengine.backend.cancellation import despite_cancellation
 from anyengine.backend.model_config import text_config
 from anyengine.errors import (
     AnyEngineError,
@@ -94,8 +95,7 @@ async def attach(config: EngineConfig, model: ModelFiles, dialect: Dialect, *, e
         await prove_tokenizer(model, lambda text: dialect.tokenize(client, facts, text))
         return AttachedBackend(config, model, client, dialect, facts)
     except BaseException as error:
-        with anyio.CancelScope(shield=True):
-            await client.aclose()
+        await despite_cancellation(client.aclose())
         if isinstance(error, AnyEngineError) and not isinstance(error, (Misuse, EngineStartupError)):
             raise EngineStartupError(f"cannot attach to {options.url}: {error.message}", engine=engine) from error
         raise

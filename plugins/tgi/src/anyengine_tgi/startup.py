@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anyio
+from anyengine.backend.cancellation import despite_cancellation
 from anyengine.errors import (
     AnyEngineError,
     EngineDied,
@@ -76,8 +76,7 @@ async def _attach(config: EngineConfig, model: ModelFiles, tokenizer: Tokenizer)
     try:
         return await _learn(config, model, tokenizer, client, None)
     except BaseException as error:
-        with anyio.CancelScope(shield=True):
-            await client.aclose()
+        await despite_cancellation(client.aclose())
         if isinstance(error, AnyEngineError) and not isinstance(error, (Misuse, EngineStartupError)):
             raise EngineStartupError(f"cannot attach to {options.url}: {error.message}") from error
         raise
@@ -115,16 +114,20 @@ async def _launch(config: EngineConfig, model: ModelFiles, tokenizer: Tokenizer)
         await process.ready(lambda: _is_ready(client))
         backend = await _learn(config, model, tokenizer, client, process, arguments.values.get("dtype"))
     except BaseException as error:
-        with anyio.CancelScope(shield=True):
-            await client.aclose()
-            if process is not None:
-                await process.stop(_PATIENCE)
-            await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+        await despite_cancellation(_undone(client, process, place))
         if isinstance(error, EngineDied):
             raise _startup_error(error) from error
         raise
     backend.on_close(lambda: shutil.rmtree(place, ignore_errors=True))
     return backend
+
+
+async def _undone(client: ServerClient, process: ServerProcess | None, place: Path) -> None:
+    """Leave nothing of a launch that came to nothing."""
+    await client.aclose()
+    if process is not None:
+        await process.stop(_PATIENCE)
+    await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
 
 
 def _program() -> str | None:

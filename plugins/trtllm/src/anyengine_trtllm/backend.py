@@ -7,8 +7,8 @@ import secrets
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from anyengine.backend import Backend, BackendInfo, TokenDelta, TokenRequest
+from anyengine.backend.cancellation import despite_cancellation
 from anyengine.backend.dtypes import own_dtype
 from anyengine.backend.logits import row_logprobs
 from anyengine.backend.model_config import text_config
@@ -50,8 +50,7 @@ async def load_backend(config: EngineConfig, model: ModelFiles) -> TrtllmBackend
         backend = TrtllmBackend(config, model, running)
         await backend.check()
     except BaseException as error:
-        with anyio.CancelScope(shield=True):
-            await stop(running)
+        await despite_cancellation(stop(running))
         found = request_error(error)
         if found is None or found is error:
             raise

@@ -7,8 +7,8 @@ import math
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from anyengine.backend import Backend, BackendInfo, TokenDelta, TokenFinish, TokenRequest
+from anyengine.backend.cancellation import despite_cancellation
 from anyengine.errors import (
     EngineClosed,
     EngineDied,
@@ -54,8 +54,7 @@ async def load_backend(config: EngineConfig, model: ModelFiles) -> VllmBackend:
         backend = VllmBackend(config, running)
         await backend.prepare(model)
     except BaseException as error:
-        with anyio.CancelScope(shield=True):
-            await (stop(running) if backend is None else backend.close())
+        await despite_cancellation(stop(running) if backend is None else backend.close())
         mapped = request_error(error)
         if mapped is None or mapped is error:
             raise
@@ -201,8 +200,7 @@ class VllmBackend(Backend):
         try:
             delta = await self.generate(request)
         except asyncio.CancelledError:
-            with anyio.CancelScope(shield=True):
-                await self.abort(request.id)
+            await despite_cancellation(self.abort(request.id))
             raise
         if delta.finish is None or delta.finish.prompt_logprobs is None or delta.logprobs is None:
             raise EngineClosed("vllm was closed while it scored")

@@ -8,7 +8,7 @@ import multiprocessing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import anyio
+from anyengine.backend.cancellation import despite_cancellation
 from anyengine.backend.devices import check_visible_devices
 from anyengine.errors import EngineStartupError, UnsupportedParameter
 
@@ -74,15 +74,17 @@ async def start(config: EngineConfig, model: ModelFiles) -> Running:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         # The thread cannot be interrupted; without its processes it ends by itself.
-        with anyio.CancelScope(shield=True):
-            await _abandon(work, before)
-        log.close()
+        try:
+            await despite_cancellation(_abandon(work, before))
+        finally:
+            log.close()
         raise
     except BaseException as error:
-        with anyio.CancelScope(shield=True):
-            await asyncio.to_thread(_end, _started_since(before))
-        lines = log.lines()
-        log.close()
+        try:
+            await despite_cancellation(asyncio.to_thread(_end, _started_since(before)))
+        finally:
+            lines = log.lines()
+            log.close()
         mapped = load_error(error, lines)
         if mapped is None or mapped is error:
             raise

@@ -55,11 +55,12 @@ def create_environment(
         progress: called with lines that say what happens.
 
     Raises:
-        InvalidConfig: an argument is wrong, or the name is taken by something else, as by one of another interpreter.
+        InvalidConfig: an argument is wrong, or the name is taken by something else, as by one of another interpreter or
+            one that was installed from elsewhere.
         EnvironmentFailed: it cannot be made; says why, with pip's last lines.
     """
     name = valid_name((f"{engine}-{variant}" if variant else engine) if name is None else name)
-    if (found := _existing(name, engine, variant, python, progress)) is not None:
+    if (found := _existing(name, engine, variant, python, source, progress)) is not None:
         return found
     base = interpreter(resolved(sys.executable if python is None else python))
     arguments = install_arguments(engine, source)
@@ -69,7 +70,7 @@ def create_environment(
         _choose(known.description.environments, variant, base, engine)
     with locked(name, waiting=lambda: progress(f"another process is making {name}; waiting for it")) as lock:
         assert lock is not None  # noqa: S101 it waits
-        if (found := _existing(name, engine, variant, python, progress)) is not None:
+        if (found := _existing(name, engine, variant, python, source, progress)) is not None:
             return found
         if discard(name):
             progress(f"deleted what was left of {name}, which was never finished")
@@ -89,7 +90,12 @@ def create_environment(
 
 
 def _existing(
-    name: str, engine: str, variant: str | None, python: str | None, progress: Callable[[str], None]
+    name: str,
+    engine: str,
+    variant: str | None,
+    python: str | None,
+    source: str | None,
+    progress: Callable[[str], None],
 ) -> Environment | None:
     """The environment that is there already, if it is what is wanted."""
     found = read(name)
@@ -99,18 +105,36 @@ def _existing(
         raise taken(name)
     found = described_anew(found)
     _require(found, engine)
+    _require_made_so(found, engine, python, source)
+    progress(f"{name} is there already")
+    return found
+
+
+def _require_made_so(found: Environment, engine: str, python: str | None, source: str | None) -> None:
+    """Refuse an environment that is made of another interpreter, or installed from elsewhere, than was asked for."""
+    instead = f"choose another name, or remove it first: anyengine env remove {found.name}"
     if python is not None:
         base = interpreter(resolved(python))
         # A virtual environment's interpreter is a link to what it was made of.
         if os.path.realpath(base.python) != os.path.realpath(found.python):
             raise InvalidConfig(
-                f"python: the environment {name!r} is there already, made of {os.path.realpath(found.python)} and not "
-                f"of {base.python}; choose another name, or remove it first: anyengine env remove {name}",
+                f"python: the environment {found.name!r} is there already, made of {os.path.realpath(found.python)} "
+                f"and not of {base.python}; {instead}",
                 engine=engine,
                 field="python",
             )
-    progress(f"{name} is there already")
-    return found
+    if source is not None and found.installed != (wanted := install_arguments(engine, source)):
+        # Where it is not known it may be the same, but that would be a guess.
+        known = (
+            "and its record does not say what it was installed from (an earlier anyengine wrote it)"
+            if found.installed is None
+            else f"installed from {' '.join(found.installed)} and not from {' '.join(wanted)}"
+        )
+        raise InvalidConfig(
+            f"source: the environment {found.name!r} is there already, {known}; {instead}",
+            engine=engine,
+            field="source",
+        )
 
 
 def _require(environment: Environment, engine: str) -> None:
@@ -172,6 +196,7 @@ class _Creation:
             created=True,
             engine=self._engine,
             variant=chosen[0] if chosen else None,
+            installed=arguments,
             described=described,
             fingerprint=fingerprint(self._python, described),
         )

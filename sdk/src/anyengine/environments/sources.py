@@ -5,6 +5,7 @@ Never from an index by their bare names, unless asked to: what has our name ther
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, entry_points
@@ -53,11 +54,17 @@ def install_arguments(engine: str, source: str | None = None) -> tuple[str, ...]
         return tuple(argument for name in names for argument in own_source(name, engine=engine))
     if source == INDEX:
         return tuple(f"{name}=={found.version}" if (found := _own(name)) else name for name in names)
-    folder = Path(source).expanduser().absolute()
+    # Not Path's expanduser, which raises where there is no such user.
+    folder = Path(os.path.expanduser(source))  # noqa: PTH111
     if not folder.is_dir():
         raise InvalidConfig(
             f"source: {source!r} is neither a folder nor the word {INDEX}", engine=engine, field="source"
         )
+    folder = folder.resolve()  # the same one by whatever way it is named
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:  # an environment's record is UTF-8, and has it
+        raise InvalidConfig(f"source: the path {source!r} is not UTF-8", engine=engine, field="source") from error
     found = {name: _in_folder(folder, name) for name in (SDK, package)}
     project = found[package]
     if project is not None and not project.endswith(".whl"):

@@ -40,6 +40,7 @@ class Environment(Struct, frozen=True, kw_only=True):
         created: whether it was made by us; else it is an interpreter that was added, whose files are not ours.
         engine: what it was created for; None for an added one.
         variant: which of the engine's sets of packages it was made of.
+        installed: what pip was given for the SDK and the plugin; None for an added one, and where it was not recorded.
         described: what it has, as of ``fingerprint``; None if that was never known.
         fingerprint: of what the description depends on.
     """
@@ -49,6 +50,7 @@ class Environment(Struct, frozen=True, kw_only=True):
     created: bool
     engine: str | None = None
     variant: str | None = None
+    installed: tuple[str, ...] | None = None
     described: EnvironmentDescription | None = None
     fingerprint: str = ""
 

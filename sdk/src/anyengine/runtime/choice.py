@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from msgspec.structs import replace
 
 from anyengine._concurrency import despite_cancellation
 from anyengine.backend import TokenDelta, TokenFinish
-from anyengine.errors import AnyEngineError, RequestTimeout
+from anyengine.errors import AnyEngineError, EngineUnresponsive, RequestTimeout
 from anyengine.outputs import Chunk, Completion, Finish, Timings, Usage
 from anyengine.runtime.contract import (
     broken,
@@ -39,7 +40,10 @@ __all__ = ["ChoiceStream"]
 
 
 class ChoiceStream:
-    """The chunks of one of a request's ``n`` sequences. Lazy: admission and submission happen on the first read."""
+    """The chunks of one of a request's ``n`` sequences. Lazy: admission and submission happen on the first read.
+
+    ``patience`` is how many seconds the engine has to end what was aborted.
+    """
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class ChoiceStream:
         reserved: bool,
         table: DecoderTable,
         called: float,
+        patience: float,
     ) -> None:
         self.tokens = tokens
         self.index = index
@@ -63,6 +68,7 @@ class ChoiceStream:
         self._flow = flow
         self._reserved = reserved
         self._called = called
+        self._patience = patience
         self._deadline = None if request.timeout is None else called + request.timeout
         self._request = request
         self._text = Detokenizer(
@@ -261,9 +267,7 @@ class ChoiceStream:
         source, end = self._source, chunk.finish
         if delta.finish is None and source is not None and end is not None:
             await despite_cancellation(self._abort())
-            heard: TokenFinish | None = None
-            async for last in source:
-                heard = last.finish or heard
+            heard = await self._last_word(source, chunk)
             check_types(self._engine, heard, TokenFinish | None)
             check_prompt_logprobs(self._engine, self.tokens, heard)
             if heard is not None:
@@ -275,6 +279,37 @@ class ChoiceStream:
             await aclose()
         self._release()
         return chunk
+
+    async def _last_word(self, source: AsyncIterator[TokenDelta], chunk: Chunk) -> TokenFinish | None:
+        """What the engine says at the end of a sequence that it was told to abort.
+
+        Args:
+            source: its stream.
+            chunk: the sequence's last one, as it is without that.
+
+        Raises:
+            RequestTimeout: the time of the request was up first; with the whole sequence.
+            EngineUnresponsive: the stream did not end.
+        """
+        left = math.inf if self._deadline is None else self._deadline - monotonic()
+        limit = asyncio.timeout(min(left, self._patience))
+        heard: TokenFinish | None = None
+        try:
+            async with limit:
+                async for last in source:
+                    heard = last.finish or heard
+        except TimeoutError as error:
+            if not limit.expired():  # the engine's own, not ours
+                raise
+            if self._partial is not None and left <= self._patience:
+                self._partial.append(chunk)
+                raise self._timed_out() from error
+            raise EngineUnresponsive(
+                f"{self._engine} has not ended a request within {self._patience:g} s of its abort (health_timeout): it "
+                "hangs, or its plugin's stream does not end; load a new engine",
+                engine=self._engine,
+            ) from error
+        return heard
 
     def _release(self) -> None:
         submitted, self._submitted = self._submitted, None

@@ -93,7 +93,7 @@ class LocalRuntime(Runtime):
 
     @property
     def health_timeout(self) -> float:
-        """Seconds within which the engine has to say that it works."""
+        """Seconds within which the engine has to say that it works, and to end what was aborted."""
         return self._config.health_timeout
 
     # -- requests ---------------------------------------------------------------------------------
@@ -164,6 +164,7 @@ class LocalRuntime(Runtime):
                 reserved=not prepared.admitted,
                 table=self._tokenizer.table,
                 called=called,
+                patience=self.health_timeout,
             )
             for index in range(request.n)
         ]
