@@ -32,6 +32,13 @@ def test_every_check_is_in_one_shard_and_what_shares_a_load_stays_together(jobs:
     assert all(len(numbers) == 1 for numbers in places.values())
 
 
+def test_long_checks_are_shared_out_too():
+    long = [made for made in all_checks() if made.family == "sampling" and made.variant == DEFAULT]
+    assert min(made.deadline for made in long) > 30
+    counts = [len(shard) for shard in split(long, 4)]
+    assert (len(counts), max(counts) - min(counts)) == (4, 1 if len(long) % 4 else 0)
+
+
 def test_two_processes_report_as_one_does(tmp_path):
     reports = []
     for name, jobs in (("one", 1), ("two", 2)):

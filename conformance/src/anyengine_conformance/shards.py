@@ -34,6 +34,8 @@ __all__ = ["ShardFailed", "merged", "run_shards", "split"]
 _CLOSING = 60.0
 #: Seconds for the rest of what a process wrote that has ended: one of its children may keep the pipe open for ever.
 _READING = 10.0
+#: Seconds that most checks may take.
+_USUAL = 30.0
 #: A load takes about as long as so many checks.
 _LOAD = 12
 
@@ -46,15 +48,19 @@ def split(checks: Sequence[Check], jobs: int) -> list[list[Check]]:
     """Checks for each process, about as much work for each: the largest pieces first, each to who has least.
 
     A piece is what shares a load: the checks of a variant; each that loads for itself; and of the default variant,
-    which every process has, a family.
+    which every process has, a family, and each that may take longer than most.
     """
     pieces: dict[tuple[str, str], list[Check]] = {}
     for made in checks:
-        within = {OWN: made.id, DEFAULT: made.family}.get(made.variant, "")
+        family = made.id if made.deadline > _USUAL else made.family
+        within = {OWN: made.id, DEFAULT: family}.get(made.variant, "")
         pieces.setdefault((made.variant, within), []).append(made)
-    weights = {key: len(piece) + (0 if key[0] == DEFAULT else _LOAD) for key, piece in pieces.items()}
+    weights = {
+        key: sum(made.deadline / _USUAL for made in piece) if key[0] == DEFAULT else len(piece) + _LOAD
+        for key, piece in pieces.items()
+    }
     shards: list[list[Check]] = [[] for _ in range(jobs)]
-    loads = [0] * jobs
+    loads = [0.0] * jobs
     for key in sorted(pieces, key=lambda key: (-weights[key], key)):
         least = loads.index(min(loads))
         shards[least] += pieces[key]
