@@ -164,6 +164,7 @@ class VllmBackend(Backend):
             yield TokenDelta([], None, TokenFinish("abort"))
             return
         prompt_entries: Sequence[Any] | None = None
+        prompt_wanted = request.prompt_logprobs is not None
         self._live[request.id] = None
         try:
             async for output in self._llm.generate(
@@ -173,7 +174,7 @@ class VllmBackend(Backend):
                 lora_request=self._adapters.find(request.lora),
                 priority=request.priority,
             ):
-                if prompt_entries is None:
+                if prompt_wanted and prompt_entries is None:
                     prompt_entries = outputs.whole_prompt(output, request)
                 if output.finished:
                     self._live.pop(request.id, None)

@@ -43,13 +43,13 @@ def prompt_logprobs(
 
 
 def whole_prompt(output: Any, request: TokenRequest) -> Sequence[Mapping[int, Any] | None] | None:
-    """Log-probabilities of the prompt, where they were asked for and this of vLLM's outputs has them.
+    """Log-probabilities of the prompt, which were asked for, where this of vLLM's outputs has them.
 
     One output does, the one with which the prompt has been computed. Later ones have an empty list, and a request that
     is aborted before has a list with no more than the first entry.
     """
     entries: Sequence[Mapping[int, Any] | None] | None = output.prompt_logprobs
-    if request.prompt_logprobs is None or entries is None or len(entries) != len(request.prompt_token_ids):
+    if entries is None or len(entries) != len(request.prompt_token_ids):
         return None
     return entries
 
