@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from markupsafe import Markup
+
 from scoreboard.charts import Scale, axis, number, strip
 from scoreboard.conformance import NOT_RECORDED, label
 from scoreboard.reports import Interval, Parity, Quantized
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anyengine_conformance.parity_table.judging import Row
-    from markupsafe import Markup
 
     from scoreboard.reports import File, Found
 
@@ -39,10 +40,11 @@ def _parity(file: File[Parity], headings: Sequence[str]) -> Table:
     rows = [_answers(row, file.name) for row in report.rows]
     asked = f"{report.model}, {report.rows[0].all.prompts} prompts, greedy" if report.rows else report.model
     oracle = f"{report.oracle['engine']} in {report.oracle['dtype']}"
-    caption = (
-        f"{asked}. Each token is judged behind the tokens before it by the oracle, {oracle}; a defect is a token that "
-        "rounding does not explain."
-    )
+    caption = Markup(
+        "{}. Each token is judged behind the tokens before it by the oracle, {}; a defect is a token further behind the "
+        'best one than rounding explains, but seldom: reason to look, and <a href="parity.md">the page on parity</a> '
+        "says what came out."
+    ).format(asked, oracle)
     return Table(caption, headings, rows)
 
 

@@ -41,7 +41,7 @@ class Entry:
 class Table:
     """Rows under their headings; the first heading is that of the names."""
 
-    caption: str
+    caption: str | Markup
     headings: Sequence[str | Markup]
     rows: Sequence[Entry]
     chart: Markup | None = None
