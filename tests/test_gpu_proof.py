@@ -33,8 +33,8 @@ def step(tmp_path, code, *, limit=30.0, name="made", **fields):
     return Step(name, (sys.executable, "-c", code, str(report)), report, limit, **fields)
 
 
-async def run(*steps, gpus=(3,), ends=None, at_once=2, again=False):
-    await Runner(list(steps), gpus, at_once, ends, again=again).run()
+async def run(*steps, gpus=(3,), ends=None, at_once=2, again=False, measuring=()):
+    await Runner(list(steps), gpus, at_once, ends, again=again, measuring=measuring).run()
 
 
 def left(made, *, failed=False, again=False):
@@ -268,6 +268,16 @@ async def test_what_others_need_ends_before_them_and_what_measures_speed_comes_l
         step(tmp_path, "import time; time.sleep(0.5);" + REPORTS + note, name="draft"),
     )
     assert seen.read_text().split() == ["draft", "answers", "speed"]
+
+
+async def test_a_gpu_that_measures_does_that_first_and_shares_afterwards(tmp_path):
+    slow = REPORTS + "import time; time.sleep(0.5)"
+    alone = [step(tmp_path, slow, name=f"alone-{number}", alone=True) for number in (1, 2)]
+    shared = [step(tmp_path, slow, name=f"shared-{number}") for number in range(8)]
+    await run(*shared, *alone, gpus=(3, 5), at_once=1, measuring=(5,))
+    records = [json.loads(made.record.read_text()) for made in (*alone, *shared)]
+    assert [record["gpu"] for record in records[:2]] == [5, 5]
+    assert {record["gpu"] for record in records[2:]} == {3, 5}
 
 
 async def test_what_a_step_needs_but_nobody_asked_for_is_not_waited_for(tmp_path):

@@ -40,6 +40,7 @@ POOLED = ROOT / "benchmarks/pooled.py"
 )
 @click.option("--list", "listing", is_flag=True, help="Show the steps, and run nothing.")
 @click.option("--gpu", "gpus", type=int, multiple=True, default=(0,), show_default=True)
+@click.option("--measure-on", "measuring", type=int, multiple=True, help="GPU that takes first what measures.")
 @click.option("--at-once", default=8, show_default=True, help="Steps that share a GPU and its share of the processors.")
 @click.option("--budget", type=float, help="Seconds after which everything ends.")
 @click.option("--commit", help="Of this checkout, where git cannot say.")
@@ -54,6 +55,7 @@ def main(
     *,
     listing: bool,
     gpus: tuple[int, ...],
+    measuring: tuple[int, ...],
     at_once: int,
     budget: float | None,
     commit: str | None,
@@ -64,6 +66,8 @@ def main(
     """Run what is left to run; exits with 1 if a step that ran did not pass."""
     if (model is None) != rehearse:
         raise click.UsageError("give --model, or --rehearse, which has one")
+    if not set(measuring) <= set(gpus):
+        raise click.UsageError("--measure-on: name GPUs of --gpu")
     if rehearse and named:
         raise click.UsageError("--environment: a rehearsal has its own, of this interpreter; leave it out")
     pythons = environments() if rehearse else _interpreters(named)
@@ -90,7 +94,7 @@ def main(
     (results / "machine.json").write_text(json.dumps(machine(pythons, commit), indent=1) + "\n", encoding="utf-8")
     ends = None if budget is None else time.monotonic() + budget
     left = _left(chosen, failed=failed, again=again)
-    asyncio.run(Runner(left, gpus, at_once, ends, again=again).run())
+    asyncio.run(Runner(left, gpus, at_once, ends, again=again, measuring=measuring).run())
     met = _merge(plan, every, left)
     if not wanted or "parity".startswith(wanted):
         last = _left([plan.judging(every)], failed=failed, again=again)

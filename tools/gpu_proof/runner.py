@@ -13,7 +13,7 @@ from .machine import ROOT, cores
 from .step import CUT_OFF
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from .step import Step
@@ -28,13 +28,21 @@ class Runner:
         at_once: steps that share a GPU.
         ends: time on the monotonic clock at which everything ends; None for never.
         again: begin anew, also where a step could go on from what it wrote.
+        measuring: of the GPUs, those that take first what measures, and share afterwards.
 
     Each GPU has its equal share of the processors, so that what runs on another one does not disturb what is measured;
     and what is measured has one thread of each core, so that none of its processes waits for another's.
     """
 
     def __init__(
-        self, chosen: Sequence[Step], gpus: Sequence[int], at_once: int, ends: float | None, *, again: bool = False
+        self,
+        chosen: Sequence[Step],
+        gpus: Sequence[int],
+        at_once: int,
+        ends: float | None,
+        *,
+        again: bool = False,
+        measuring: Collection[int] = (),
     ) -> None:
         self.waiting = list(chosen)
         self.running: list[Step] = []
@@ -43,20 +51,23 @@ class Runner:
         self.at_once = at_once
         self.ends = ends
         self.again = again
+        self.measuring = measuring
 
     async def run(self) -> None:
-        """Those that share a GPU first, on a machine that is quiet then the others; a GPU takes the next as it can.
+        """On each GPU those that share it, then, on one that is quiet, the others; a GPU takes the next as it can.
 
         At last those that spread over several GPUs, for which all of them are free.
         """
-        for alone in (False, True):
-            slots = list(self.gpus) * (1 if alone else self.at_once)
-            await asyncio.gather(*(self._slot(gpu, alone=alone) for gpu in slots))
+        await asyncio.gather(*(self._gpu(gpu) for gpu in self.gpus))
         for step in self.waiting:
             if step.gpus <= len(self.gpus):
                 await self._step(step, *self.gpus[: step.gpus])
             else:
                 print(f"{step.name}: needs {step.gpus} GPUs", flush=True)
+
+    async def _gpu(self, gpu: int) -> None:
+        for alone in (True, False) if gpu in self.measuring else (False, True):
+            await asyncio.gather(*(self._slot(gpu, alone=alone) for _ in range(1 if alone else self.at_once)))
 
     async def _slot(self, gpu: int, *, alone: bool) -> None:
         def none_left() -> bool:
