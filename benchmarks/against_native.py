@@ -244,16 +244,21 @@ def same(environment: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in environment.items() if name != "date"}
 
 
+def committed(environment: dict[str, Any]) -> bool:
+    """Whether it is known which code ran: of changed files nobody can say that they are the same."""
+    commit = str(environment["commit"])
+    return bool(commit) and not commit.endswith("-dirty")
+
+
 def earlier(file: Path | None, content: dict[str, Any]) -> dict[str, Any] | None:
     """A run of the same thing and settings, of the same code on the same kind of machine; None if there is none."""
     if file is None or not file.exists():
         return None
     found = json.loads(file.read_text("utf-8"))
     here, there = same(environment()), same(found["environment"])
-    known = bool(here["commit"]) and not str(here["commit"]).endswith("-dirty")
     others = [name for name, value in content.items() if found.get(name) != value]
     others += [f"environment.{name}" for name in here if there.get(name) != here[name]]
-    others += [] if known else ["environment.commit (of changed files)"]
+    others += [] if committed(here) else ["environment.commit (of changed files)"]
     if others or "earlier" not in found:
         print(f"{file.name} is begun anew: it has another {', '.join(others) or 'form'}", flush=True)
         return None

@@ -13,14 +13,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from against_native import Samples, report, same
+from against_native import Samples, committed, report, same
 
 
 def pooled(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """One report of those.
 
     Raises:
-        ValueError: one was measured otherwise than the first.
+        ValueError: one was measured otherwise than the first, or of code that is not committed.
     """
     first = parts[0]
     for part in parts:
@@ -28,6 +28,8 @@ def pooled(parts: list[dict[str, Any]]) -> dict[str, Any]:
         others = [name for name in ("engine", "model", "settings", "environment") if here[name] != there[name]]
         if others:
             raise ValueError(f"parts cannot be pooled: they have different {', '.join(others)}")
+    if len(parts) > 1 and not committed(first["environment"]):
+        raise ValueError(f"parts cannot be pooled: of changed files ({first['environment']['commit']!r})")
     samples = Samples()
     for part in parts:
         more = Samples(part["figures"]["pairs"])
@@ -58,6 +60,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", type=Path)
     parser.add_argument("--json", type=Path, required=True, help="write the report there")
     options = parser.parse_args()
+    if len({file.resolve() for file in options.parts}) < len(options.parts):
+        parser.error("a part is given twice")
     try:
         whole = pooled([json.loads(file.read_text("utf-8")) for file in options.parts])
     except ValueError as error:

@@ -270,6 +270,14 @@ async def test_what_others_need_ends_before_them_and_what_measures_speed_comes_l
     assert seen.read_text().split() == ["draft", "answers", "speed"]
 
 
+def test_not_all_gpus_measure_for_somebody_makes_what_is_measured(tmp_path):
+    words = ["--model", str(tmp_path), "--results", str(tmp_path), "--gpu", "0", "--gpu", "1"]
+    for measuring in (["0", "1"], ["2"]):
+        more = [word for gpu in measuring for word in ("--measure-on", gpu)]
+        found = CliRunner().invoke(main, [*words, *more])
+        assert (found.exit_code, "--measure-on" in found.output) == (2, True)
+
+
 async def test_a_gpu_that_measures_does_that_first_and_shares_afterwards(tmp_path):
     slow = REPORTS + "import time; time.sleep(0.5)"
     alone = [step(tmp_path, slow, name=f"alone-{number}", alone=True) for number in (1, 2)]
@@ -309,7 +317,13 @@ def test_pairs_of_all_parts_are_judged_together_also_of_those_that_were_cut_off(
         "added_ms_to_first_token": {"here": [0.1] * 7, "worker": [0.1] * 7},
         "native_tokens_per_second": {"native": [9.0] * 14},
     }
-    made = {"environment": {"date": "2026-11-29"}, "engine": "vllm", "model": "m", "settings": {}, "earlier": []}
+    made = {
+        "environment": {"date": "2026-11-29", "commit": "abcdef1"},
+        "engine": "vllm",
+        "model": "m",
+        "settings": {},
+        "earlier": [],
+    }
     parts[0].report.parent.mkdir()
     for part, outcome in zip(parts, ("passed", "cut off"), strict=False):
         part.report.write_text(json.dumps({**made, "figures": {"pairs": pairs}}))

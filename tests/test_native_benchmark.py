@@ -137,3 +137,14 @@ def test_what_was_measured_otherwise_is_not_pooled(benchmark, monkeypatch, tmp_p
     assert pool(monkeypatch, tmp_path / "1.json", tmp_path / "2.json", to=tmp_path / "whole.json") == 2
     assert f"they have different {change}" in capsys.readouterr().err
     assert not (tmp_path / "whole.json").exists()
+
+
+def test_a_part_counts_once_and_changed_files_are_not_pooled(benchmark, monkeypatch, tmp_path, capsys):
+    part = run(benchmark, tmp_path / "1.json", part=True)
+    assert pool(monkeypatch, tmp_path / "1.json", tmp_path / "1.json", to=tmp_path / "whole.json") == 2
+    assert "given twice" in capsys.readouterr().err
+    dirty = json.dumps({**part, "environment": {**part["environment"], "commit": "abcdef1-dirty"}})
+    for name in ("1.json", "2.json"):
+        (tmp_path / name).write_text(dirty)
+    assert pool(monkeypatch, tmp_path / "1.json", tmp_path / "2.json", to=tmp_path / "whole.json") == 2
+    assert "changed files ('abcdef1-dirty')" in capsys.readouterr().err

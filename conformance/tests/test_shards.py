@@ -61,6 +61,8 @@ def test_reports_that_do_not_belong_together_are_not_merged(tmp_path):
     report = read_report(file)
     with pytest.raises(ShardFailed, match="in common"):
         merged([report, report], 1.0)
+    commits = [replace(report, results=[], environment=replace(report.environment, commit=name)) for name in "aba"]
+    assert merged(commits, 1.0).environment.commit == "a, b"
     other = replace(report, suite=replace(report.suite, seed=7), results=[])
     with pytest.raises(ShardFailed, match="different suites"):
         merged([report, other], 1.0)

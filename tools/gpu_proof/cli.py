@@ -66,8 +66,8 @@ def main(
     """Run what is left to run; exits with 1 if a step that ran did not pass."""
     if (model is None) != rehearse:
         raise click.UsageError("give --model, or --rehearse, which has one")
-    if not set(measuring) <= set(gpus):
-        raise click.UsageError("--measure-on: name GPUs of --gpu")
+    if not set(measuring) < set(gpus):
+        raise click.UsageError("--measure-on: name GPUs of --gpu, and leave one that makes what is measured")
     if rehearse and named:
         raise click.UsageError("--environment: a rehearsal has its own, of this interpreter; leave it out")
     pythons = environments() if rehearse else _interpreters(named)
@@ -168,15 +168,21 @@ def _link(model: Path) -> None:
 
 
 def _merge(plan: Plan, every: list[Step], ran: list[Step]) -> bool:
-    """One report of each whole of which all parts are there; of pairs also of some. False if what ran misses a bar."""
+    """One report of each whole of which all parts are there; of pairs also of some.
+
+    False if pairs of what ran miss a bar, or cannot stand together.
+    """
     met = True
     for file, parts in plan.wholes(every).items():
         pairs = parts[0].name.startswith("overhead/")
         enough = ("passed", "failed", CUT_OFF) if pairs else ("passed", "failed")
         there = [part.report for part in parts if part.outcome() in enough and part.report.exists()]
         if pairs and there:
-            judged = subprocess.run([sys.executable, POOLED, *there, "--json", file], check=False)
-            met &= judged.returncode == 0 or not any(part in ran for part in parts)
+            code = subprocess.run([sys.executable, POOLED, *there, "--json", file], check=False).returncode
+            met &= code == 0 or not any(part in ran for part in parts)
+            if code not in (0, 1):
+                click.echo(f"{file.name}: left as it was, or not made")
+                continue
         elif there and len(there) == len(parts):
             if file.suffix == ".txt":
                 file.write_text("\n".join(report.read_text("utf-8") for report in there), "utf-8")

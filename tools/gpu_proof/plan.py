@@ -246,7 +246,7 @@ class Plan:
         if variant.overhead and variant.environment in self.pythons:
             command = (self.pythons[variant.environment], *variant.overhead, self.model)
             for number in range(1, OVERHEAD_PARTS + 1):
-                # Most of an hour's pairs in as few loads as the budget allows: cut off, it goes on.
+                # Loading takes two minutes: so as many pairs to a load as the budget allows. Cut off, it goes on.
                 name, file = f"overhead/{variant.name}/{number}", f"parts/overhead-{variant.name}-{number}.json"
                 made.append(self._step(name, command, "--json", limit=1_800, file=file, alone=True))
         return made

@@ -28,7 +28,8 @@ class Runner:
         at_once: steps that share a GPU.
         ends: time on the monotonic clock at which everything ends; None for never.
         again: begin anew, also where a step could go on from what it wrote.
-        measuring: of the GPUs, those that take first what measures, and share afterwards.
+        measuring: of the GPUs, those that take first what measures, and share afterwards; not all of them, for what
+            measures may need what the others make.
 
     Each GPU has its equal share of the processors, so that what runs on another one does not disturb what is measured;
     and what is measured has one thread of each core, so that none of its processes waits for another's.
@@ -54,20 +55,22 @@ class Runner:
         self.measuring = measuring
 
     async def run(self) -> None:
-        """On each GPU those that share it, then, on one that is quiet, the others; a GPU takes the next as it can.
+        """Those that share a GPU first, and when these have ended the others; where a GPU measures the other way round.
 
-        At last those that spread over several GPUs, for which all of them are free.
+        A GPU takes the next as it can. At last those that spread over several GPUs, for which all of them are free.
         """
-        await asyncio.gather(*(self._gpu(gpu) for gpu in self.gpus))
+        sharing = [gpu for gpu in self.gpus if gpu not in self.measuring]
+        await asyncio.gather(self._on(sharing, (False, True)), self._on(self.measuring, (True, False)))
         for step in self.waiting:
             if step.gpus <= len(self.gpus):
                 await self._step(step, *self.gpus[: step.gpus])
             else:
                 print(f"{step.name}: needs {step.gpus} GPUs", flush=True)
 
-    async def _gpu(self, gpu: int) -> None:
-        for alone in (True, False) if gpu in self.measuring else (False, True):
-            await asyncio.gather(*(self._slot(gpu, alone=alone) for _ in range(1 if alone else self.at_once)))
+    async def _on(self, gpus: Collection[int], order: Sequence[bool]) -> None:
+        for alone in order:
+            slots = list(gpus) * (1 if alone else self.at_once)
+            await asyncio.gather(*(self._slot(gpu, alone=alone) for gpu in slots))
 
     async def _slot(self, gpu: int, *, alone: bool) -> None:
         def none_left() -> bool:

@@ -42,8 +42,8 @@ def _parity(file: File[Parity], headings: Sequence[str]) -> Table:
     oracle = f"{report.oracle['engine']} in {report.oracle['dtype']}"
     caption = Markup(
         "{}. Each token is judged behind the tokens before it by the oracle, {}; a defect is a token further behind "
-        "the best one than rounding explains, but seldom: reason to look, and "
-        '<a href="parity.md">the page on parity</a> says what came out.'
+        "the best one than all but rare roundings explain: a reason to look, and not always a bug; "
+        '<a href="parity.md">the page on parity</a> says what was found.'
     ).format(asked, oracle)
     return Table(caption, headings, rows)
 

@@ -111,7 +111,10 @@ class Added(Struct, kw_only=True):
 
 
 class Overhead(Struct, kw_only=True):
-    """Written by ``benchmarks/against_native.py``; reports of before 2026-11-29 do not name engine and model."""
+    """Written by ``benchmarks/against_native.py``, or by ``pooled.py`` of its parts.
+
+    Reports of before 2026-11-29 do not name engine and model.
+    """
 
     environment: Environment
     settings: dict[str, Any]

@@ -125,7 +125,8 @@ class Environment(Struct, kw_only=True):
         cpus: logical processors.
         accelerators: name of each.
         packages: distribution → version, of what takes part.
-        commit: of the checkout that the suite runs from, as ``git describe`` says it; None for an installed one.
+        commit: of the checkout that the suite runs from, as ``git describe`` says it; several, with commas, where
+            parts of a run had several; None for an installed one.
     """
 
     platform: str

@@ -69,7 +69,7 @@ def split(checks: Sequence[Check], jobs: int) -> list[list[Check]]:
 
 
 def merged(reports: Sequence[Report], duration: float, *, stopped: str = "") -> Report:
-    """One report of several that are about the same engine, in the suite's order.
+    """One report of several that are about the same engine, in the suite's order. Of several commits it names all.
 
     Args:
         reports: at least one.
@@ -87,6 +87,7 @@ def merged(reports: Sequence[Report], duration: float, *, stopped: str = "") -> 
     for report in reports:
         if replace(report.suite, complete=False) != replace(first.suite, complete=False):
             raise ShardFailed(f"the reports to merge are of different suites: {report.suite} and {first.suite}")
+    commits = dict.fromkeys(report.environment.commit for report in reports if report.environment.commit)
     stopped = stopped or next((report.stopped for report in reports if report.stopped), "")
     known = next((report.subject for report in reports if report.subject.capabilities is not None), first.subject)
     return signed(
@@ -98,6 +99,7 @@ def merged(reports: Sequence[Report], duration: float, *, stopped: str = "") -> 
             stopped=stopped,
             subject=known,
             results=[results[name] for name in every if name in results],
+            environment=replace(first.environment, commit=", ".join(commits) or None),
         )
     )
 

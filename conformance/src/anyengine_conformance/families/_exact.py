@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
     from anyengine_conformance.context import Context
 
-__all__ = ["ORDER", "OTHER", "banded_p", "draws", "judge", "robust", "shaped", "surest"]
+__all__ = ["ORDER", "OTHER", "banded_p", "draws", "judge", "robust", "shaped", "surest", "with_beyond"]
 
+#: In the place of a token: all that are beyond a list.
+_BEYOND = -1
 #: The cell of everything that has no cell of its own.
 OTHER = "other tokens"
 ORDER = ("top_k", "top_p", "min_p")
@@ -62,26 +64,31 @@ def banded_p(counts: Sequence[int], probabilities: Sequence[float], slack: float
 def shaped(logprobs: Mapping[int, float], sampling: SamplingParams, order: Sequence[str] = ORDER) -> dict[int, float]:
     """What is drawn from, as docs/semantics.md says: bias, allowed tokens, temperature, then the truncations in order.
 
-    What is beyond the list counts in a ``top_p`` of the whole vocabulary as far as its mass is known: of the model
-    itself, at temperature 1 without bias. With another temperature ``top_p`` is for what ``top_k`` left.
-
     Args:
-        logprobs: of the most likely tokens.
+        logprobs: of the most likely tokens; see also :func:`with_beyond`.
         sampling: its fields; penalties are not for here.
         order: of the truncations, for those that have another one.
     """
     bias, allowed = sampling.logit_bias or {}, sampling.allowed_token_ids
-    values = {token: value + bias.get(token, 0.0) for token, value in logprobs.items()}
+    values = {token: value + bias.get(token, 0.0) for token, value in logprobs.items() if token != _BEYOND}
     if allowed is not None:
         values = {token: value for token, value in values.items() if token in allowed}
     highest = max(values.values())
     kept = {token: math.exp((value - highest) / sampling.temperature) for token, value in values.items()}
-    plain = sampling.temperature == 1 and not bias and allowed is None
-    beyond = max(0.0, 1 - math.fsum(map(math.exp, values.values()))) * math.exp(-highest) if plain else 0.0
+    beyond = math.exp(logprobs[_BEYOND] - highest) if _BEYOND in logprobs else 0.0
     for step in order:
-        kept = _cut(kept, step, sampling, beyond)
-        beyond = beyond if len(kept) == len(values) else 0.0
+        cut = _cut(kept, step, sampling, beyond)
+        beyond, kept = beyond if cut is kept else 0.0, cut
     return _normalised(kept)
+
+
+def with_beyond(logprobs: Mapping[int, float]) -> dict[int, float]:
+    """The most likely tokens, and what all the others have together, of which ``top_p`` is a share too.
+
+    For temperature 1, without bias and allowed tokens: else nobody knows what they have.
+    """
+    beyond = 1 - math.fsum(map(math.exp, logprobs.values()))
+    return {**logprobs, _BEYOND: math.log(beyond)} if beyond > 0 else dict(logprobs)
 
 
 def _normalised(kept: Mapping[int, float]) -> dict[int, float]:
@@ -90,7 +97,9 @@ def _normalised(kept: Mapping[int, float]) -> dict[int, float]:
 
 
 def _cut(kept: dict[int, float], step: str, sampling: SamplingParams, beyond: float) -> dict[int, float]:
-    """What a truncation leaves of these weights, where the tokens beyond them weigh that much together."""
+    """What a truncation leaves of these weights, where the tokens beyond them weigh that much together; itself if it
+    cuts nothing.
+    """
     total = math.fsum(kept.values()) + beyond
     shares = {token: weight / total for token, weight in kept.items()}
     ranked = sorted(shares, key=lambda token: (-shares[token], token))
@@ -102,8 +111,10 @@ def _cut(kept: dict[int, float], step: str, sampling: SamplingParams, beyond: fl
             mass += shares[ranked[place]]
             place += 1
         ranked = ranked[:place]
-    elif step == "min_p":
+    elif step == "min_p" and sampling.min_p:
         ranked = [token for token in ranked if shares[token] >= sampling.min_p * shares[ranked[0]]]
+    else:
+        return kept
     return {token: kept[token] for token in ranked}
 
 
@@ -112,7 +123,7 @@ def robust(
 ) -> bool:
     """Whether the support is the same however the data type rounds."""
     wanted = support(logprobs)
-    highest = max(logprobs, key=logprobs.__getitem__)
+    highest = max(wanted, key=logprobs.__getitem__)
     # The worst that rounding can do moves each of these as a whole: the best token, the others that are kept, the rest.
     for best, kept, rest in product((-gap / 2, gap / 2), repeat=3):
         moved = {

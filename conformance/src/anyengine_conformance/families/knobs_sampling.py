@@ -66,21 +66,25 @@ async def temperature_zero_is_greedy(t: Context) -> None:
 def _share(top: Mapping[int, float], best: int, temperature: float, vocabulary: int) -> tuple[float, float]:
     """The least and the most probability that the ``best`` most likely tokens can have together at a temperature.
 
-    What is beyond the list has a known mass in the model itself, but not at a temperature: it is largest there if all
-    those tokens are equally likely, and smallest if as few of them as possible share it, or below 1 the other way round
-    (``x ** (1 / temperature)`` is concave, or convex).
+    What is beyond the list has a known mass in the model itself, but not at a temperature: above 1 it is largest if all
+    those tokens are equally likely, and smallest if as few of them as possible share it, for ``x ** (1 / temperature)``
+    is concave; below 1 it is the other way round.
     """
+    others, edge = vocabulary - len(top), min(top.values())
+
+    def even(mass: float) -> float:
+        return others * (mass / others) ** (1 / temperature) if others else 0.0
+
+    def packed(mass: float) -> float:
+        return mass * math.exp(edge / temperature - edge) if others else 0.0
+
+    mass = 1 - math.fsum(map(math.exp, top.values()))
+    # Give or take what a sum of float32 numbers can be off; none of them is likelier than the last of the list.
+    low, high = max(0.0, mass - 1e-6), min(max(0.0, mass) + 1e-6, others * math.exp(edge))
+    beyond = (packed(low), even(high)) if temperature > 1 else (even(low), packed(high))
     weights = [math.exp(value / temperature) for value in top.values()]
-    # No less than what the sum of float32 numbers can be off.
-    beyond, others, edge = (
-        max(1e-6, 1 - math.fsum(map(math.exp, top.values()))),
-        vocabulary - len(top),
-        min(top.values()),
-    )
-    even = others * (beyond / others) ** (1 / temperature) if others else 0.0
-    packed = beyond * math.exp(edge / temperature - edge) if others else 0.0
     part, whole = math.fsum(weights[:best]), math.fsum(weights)
-    return part / (whole + max(even, packed)), part / (whole + min(even, packed))
+    return part / (whole + beyond[1]), part / (whole + beyond[0])
 
 
 async def _most_likely(t: Context, temperature: float) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from anyengine import SamplingParams
 
 from anyengine_conformance.check import check, family
-from anyengine_conformance.families._exact import OTHER, banded_p, draws, judge, shaped, surest
+from anyengine_conformance.families._exact import OTHER, banded_p, draws, judge, shaped, surest, with_beyond
 from anyengine_conformance.families._forced import near_tie
 from anyengine_conformance.families._numbers import next_tokens, open_prompt
 
@@ -118,7 +118,7 @@ async def top_p_is_exact(t: Context) -> None:
     gap = near_tie(t)
     tokens = await next_tokens(t)
     values = [round(0.9 - 0.02 * step, 2) for step in range(40)]
-    candidates = [(ids, top, SamplingParams(top_p=value)) for value in values for ids, top in tokens]
+    candidates = [(ids, with_beyond(top), SamplingParams(top_p=value)) for value in values for ids, top in tokens]
     ids, expected, sampling = surest(t, candidates, gap, "no top_p cuts at a clear edge")
     await judge(t, expected, _first(t, ids, sampling), slack=gap, told=f"top_p={sampling.top_p}")
 

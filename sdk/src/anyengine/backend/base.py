@@ -174,7 +174,7 @@ class Backend(ABC):
     1. ``stream`` yields deltas; the last one, and only it, has ``finish``; then the iterator ends.
     2. A token is yielded once, in order, the terminating one included; nothing follows a terminator or ``max_tokens``.
     3. After ``abort(id)`` returns, the request computes nothing more and its cache is free; a stream still being read
-       ends with reason ``abort``.
+       ends with reason ``abort``, within ``health_timeout`` at the latest.
     4. A failure of one request is raised from its own iterator and harms no other.
     5. ``close`` is idempotent, works after a failed load, and leaves nothing behind.
 

@@ -48,6 +48,16 @@ def install_arguments(engine: str, source: str | None = None) -> tuple[str, ...]
         raise InvalidConfig(
             f"engine: {engine!r} is no engine's name; those are lower case, digits and hyphens", field="engine"
         )
+    found = _all_of(engine, source)
+    for argument in found:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:  # an environment's record is UTF-8, and has it
+            raise InvalidConfig(f"source: the path {argument!r} is not UTF-8", engine=engine, field="source") from error
+    return found
+
+
+def _all_of(engine: str, source: str | None) -> tuple[str, ...]:
     package = plugin_package(engine)
     names = (SDK, *_ours_among(_requirements(package)), package)
     if source is None:
@@ -61,10 +71,6 @@ def install_arguments(engine: str, source: str | None = None) -> tuple[str, ...]
             f"source: {source!r} is neither a folder nor the word {INDEX}", engine=engine, field="source"
         )
     folder = folder.resolve()  # the same one by whatever way it is named
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError as error:  # an environment's record is UTF-8, and has it
-        raise InvalidConfig(f"source: the path {source!r} is not UTF-8", engine=engine, field="source") from error
     found = {name: _in_folder(folder, name) for name in (SDK, package)}
     project = found[package]
     if project is not None and not project.endswith(".whl"):
