@@ -72,7 +72,10 @@ class Terminal:
     def wait_for(self, text: str) -> str:
         """Read until ``text`` is shown; what came before it, and it."""
         while text.encode() not in self._seen:
-            self._seen += os.read(self._terminal, 4096)
+            try:
+                self._seen += os.read(self._terminal, 4096)
+            except OSError as error:  # the program has ended
+                raise AssertionError(f"instead of {text!r} it showed {self._seen.decode()!r}") from error
         shown, _, self._seen = self._seen.partition(text.encode())
         return shown.decode() + text
 
