@@ -2,8 +2,8 @@
 
     ENVIRONMENT/bin/python benchmarks/vllm_overhead.py MODEL [--pairs 10] [--rounds 3] [--json out]
 
-How, and which bars: see ``against_native.py``. Seeds change vLLM's sampler, so none is given. Both sides keep statistics:
-vLLM's own engine those of its server, for Prometheus, and the plugin those of ``Engine.stats``.
+How, and which bars: see ``against_native.py``. Seeds change vLLM's sampler, so none is given. Both sides keep
+statistics: vLLM's own engine those of its server, for Prometheus, and the plugin those of ``Engine.stats``.
 """
 
 from __future__ import annotations
