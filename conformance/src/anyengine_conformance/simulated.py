@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,14 +88,13 @@ class FrequencyModel:
         time.sleep(_STEP)
         found: list[np.ndarray[Any, np.dtype[np.float32]]] = []
         keys, size = cache.keys[0, 0, :, :, 0], cache.block_size
+        # Without NumPy's calls on arrays: most segments are of one token.
         for segment in segments:
-            positions = np.arange(segment.start, segment.start + len(segment.token_ids))
-            table = np.asarray(segment.block_table)
-            keys[table[positions // size], positions % size] = np.asarray(segment.token_ids, np.float32)
-            before = np.maximum(positions - 1, 0)
-            own = keys[table[positions // size], positions % size]
-            previous = np.where(positions > 0, keys[table[before // size], before % size], -1)
-            found.append(np.stack([previous, own], axis=1).astype(np.float32))
+            table, start, end = segment.block_table, segment.start, segment.start + len(segment.token_ids)
+            for place, token in enumerate(segment.token_ids, start):
+                keys[table[place // size], place % size] = token
+            cached = [keys[table[at // size], at % size] if at >= 0 else -1 for at in range(start - 1, end)]
+            found.append(np.array(list(pairwise(cached)), np.float32))
         return found
 
     def logits(self, hidden: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
