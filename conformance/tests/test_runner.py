@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import os
 import threading
 import time
 
@@ -43,6 +44,13 @@ def test_a_failure_says_what_was_asked_expected_and_seen_and_what_to_do(make_run
     assert (result.expected, result.seen) == ("tokens: 3", "tokens: 2")
     assert result.advice == "do it"
     assert result.command == "anyengine conformance run mine --only tests.made"
+
+
+def test_a_failure_is_repeated_with_the_file_that_the_run_had(make_runner, make_check, tmp_path):
+    file = tmp_path / "conformance.toml"
+    runner = make_runner(settings=Settings(engine="simulated", oracle="simulated", file=file))
+    command = f"anyengine conformance run --config {os.path.relpath(file)} --only tests.made"
+    assert runner.run_check(make_check(bad)).command == command
 
 
 def test_an_error_of_the_engine_where_none_was_expected_is_a_failure(make_runner, make_check):

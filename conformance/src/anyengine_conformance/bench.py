@@ -12,6 +12,8 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from anyengine_conformance.interrupts import held
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
@@ -94,15 +96,20 @@ class Bench:
             KeyboardInterrupt: came meanwhile. The coroutine was cancelled and has cleaned up, or its loop was given up.
         """
         ended = threading.Event()
-        future = asyncio.run_coroutine_threadsafe(_limited(work, limit, ended), self._loop)
+        future: concurrent.futures.Future[T] | None = None
         try:
+            with held():  # else what has begun already would be cancelled by nobody
+                future = asyncio.run_coroutine_threadsafe(_limited(work, limit, ended), self._loop)
             return future.result(limit + self._grace)
         except concurrent.futures.TimeoutError:
-            if future.done():  # the coroutine's own TimeoutError: the two are one class
+            if future is None or future.done():  # the coroutine's own TimeoutError: the two are one class
                 raise
             self._give_up()
             raise Hung(f"gave no sign of life {self._grace:g} s after its limit of {limit:g} s") from None
         except KeyboardInterrupt:
+            if future is None:  # it has not begun
+                work.close()
+                raise
             future.cancel()
             if not ended.wait(_HURRY):
                 self._give_up()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from contextlib import suppress
@@ -116,7 +117,8 @@ class Runner:
         about = {name: entry for name, entry in (expected or {}).items() if entry.is_about(model)}
         self._expected: Mapping[str, ExpectedFailure] = about
         self._listener = listener or Listener()
-        self._base = list(base) or ["anyengine", "conformance", "run", settings.engine]
+        subject = [settings.engine] if settings.file is None else ["--config", os.path.relpath(settings.file)]
+        self._base = list(base) or ["anyengine", "conformance", "run", *subject]
         self._bench = bench or Bench()
         self._garage = Garage(target or target_of(settings), settings)
         self._probe = Probe(self._garage, self._bench, enabled=probe)

@@ -7,6 +7,7 @@ other.
 from __future__ import annotations
 
 import inspect
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, cast
 
@@ -120,8 +121,9 @@ def find_engine(name: str) -> EnginePlugin:
     points = [point for point in entry_points(group=ENGINES) if point.name == name]
     if not points:
         available = sorted({point.name for point in entry_points(group=ENGINES)})
+        near = [f" did you mean {each!r}? Installed are:" for each in get_close_matches(name, available, 1)]
         raise UnknownEngine(
-            f"no engine is named {name!r}; installed are: {', '.join(available) or 'none'}. "
+            f"no engine is named {name!r};{''.join(near) or ' installed are:'} {', '.join(available) or 'none'}. "
             f"An engine comes with a package, most often anyengine-{name}",
             engine=name,
             available=available,

@@ -48,13 +48,19 @@ def install_arguments(engine: str, source: str | None = None) -> tuple[str, ...]
         raise InvalidConfig(
             f"engine: {engine!r} is no engine's name; those are lower case, digits and hyphens", field="engine"
         )
+    _require_utf8(source or "", engine)
     found = _all_of(engine, source)
     for argument in found:
-        try:
-            argument.encode()
-        except UnicodeEncodeError as error:  # an environment's record is UTF-8, and has it
-            raise InvalidConfig(f"source: the path {argument!r} is not UTF-8", engine=engine, field="source") from error
+        _require_utf8(argument, engine)
     return found
+
+
+def _require_utf8(place: str, engine: str) -> None:
+    """An environment's record is UTF-8, and says what the environment was installed from."""
+    try:
+        place.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidConfig(f"source: the path {place!r} is not UTF-8", engine=engine, field="source") from error
 
 
 def _all_of(engine: str, source: str | None) -> tuple[str, ...]:

@@ -183,7 +183,7 @@ def _download(name: str, revision: str | None, *, field: str, patterns: Sequence
     except Exception as error:
         # Its own errors, and those of its HTTP client (which changes with its versions), have no common root.
         message = (
-            f"{name} could not be fetched from the hub: {type(error).__name__}: {error}; "
+            f"{name} is no folder here, and could not be fetched from the hub: {type(error).__name__}: {error}; "
             "with HF_HUB_OFFLINE=1 only its cache is looked at"
         )
         raise ModelNotFound(message, field=field) from error
