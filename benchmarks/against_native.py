@@ -150,6 +150,14 @@ class Samples:
     def __len__(self) -> int:
         return len(self.added["here"])
 
+    def extend(self, more: Samples) -> None:
+        """Add the values of others."""
+        for name, values in more.ratios.items():
+            self.ratios[name] += values
+        for name, values in more.added.items():
+            self.added[name] += values
+        self.speeds += more.speeds
+
     def figures(self) -> dict[str, Any]:
         """Medians with their intervals, and the values of all pairs."""
         return {

@@ -30,28 +30,19 @@ def pooled(parts: list[dict[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"parts cannot be pooled: they have different {', '.join(others)}")
     if len(parts) > 1 and not committed(first["environment"]):
         raise ValueError(f"parts cannot be pooled: of changed files ({first['environment']['commit']!r})")
-    samples = Samples()
-    for part in parts:
-        more = Samples(part["figures"]["pairs"])
-        for name, values in samples.ratios.items():
-            values.extend(more.ratios[name])
-        for name, values in samples.added.items():
-            values.extend(more.added[name])
-        samples.speeds.extend(more.speeds)
+    samples, every = Samples(), [Samples(part["figures"]["pairs"]) for part in parts]
+    for each in every:
+        samples.extend(each)
     latest = max(parts, key=lambda part: part["environment"]["date"])
     return {
         "environment": latest["environment"],
         **{name: first[name] for name in ("engine", "model", "settings")},
         "parts": [
-            {"pairs": len(Samples(part["figures"]["pairs"])), "dates": [run["date"] for run in _runs(part)]}
-            for part in parts
+            {"pairs": len(each), "dates": [run["date"] for run in (*part["earlier"], part["environment"])]}
+            for part, each in zip(parts, every, strict=True)
         ],
         "figures": samples.figures(),
     }
-
-
-def _runs(part: dict[str, Any]) -> list[dict[str, Any]]:
-    return [*part["earlier"], part["environment"]]
 
 
 def main() -> None:

@@ -239,7 +239,8 @@ async def test_a_reader_that_is_cancelled_leaves_nothing(load):
         assert (stats.running, stats.waiting, stats.kv_cache.usage) == (0, 0, 0)
 
 
-async def test_a_score_that_is_cancelled_leaves_nothing(bare):
+async def _cancelled_score(bare):
+    """Of a task that was cancelled while the engine computed it."""
     core, going = bare._engine.engine.executor.core, threading.Event()
     step = core.step
     core.step = lambda: (going.wait(20), step())[1]
@@ -248,6 +249,11 @@ async def test_a_score_that_is_cancelled_leaves_nothing(bare):
         await asyncio.sleep(0)
     task.cancel()
     going.set()
+    return task
+
+
+async def test_a_score_that_is_cancelled_leaves_nothing(bare):
+    task = await _cancelled_score(bare)
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 20)
     assert _pool(bare).num_dispatched == 0
@@ -255,14 +261,7 @@ async def test_a_score_that_is_cancelled_leaves_nothing(bare):
 
 
 async def test_a_score_that_is_cancelled_again_is_ended_first(bare, survives_cancellation):
-    core, going = bare._engine.engine.executor.core, threading.Event()
-    step = core.step
-    core.step = lambda: (going.wait(20), step())[1]
-    task = asyncio.create_task(bare.score([5, 6, 7], 1))
-    while not core.busy:  # noqa: ASYNC110 the simulation has no event to wait for
-        await asyncio.sleep(0)
-    task.cancel()
-    going.set()
+    task = await _cancelled_score(bare)
     assert await survives_cancellation(bare._requests, "abort", task)
     assert _pool(bare).num_dispatched == 0
 

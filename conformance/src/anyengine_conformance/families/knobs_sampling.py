@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from anyengine import SamplingParams
 
 from anyengine_conformance.check import check, family
-from anyengine_conformance.families._numbers import following, greedy_by, next_tokens, open_prompt
+from anyengine_conformance.context import PROMPTS
+from anyengine_conformance.families._numbers import following, greedy_by, open_prompt
 from anyengine_conformance.statistics import binomial_p
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ async def _most_likely(t: Context, temperature: float) -> None:
     """The most likely tokens come as often as that temperature makes them."""
     # Where the temperature certainly changes most: behind which prompt, and for how many of the most likely tokens.
     found: list[tuple[float, list[int], list[int], tuple[float, float], float]] = []
-    for ids, _ in await next_tokens(t):
+    for prompt in PROMPTS:
+        ids = await t.engine.tokenize(prompt)
         top = await following(t, ids, _LISTED)
         for count in range(1, 16):
             after = _share(top, count, temperature, t.engine.info.vocab_size)
