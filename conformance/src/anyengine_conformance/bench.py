@@ -10,12 +10,14 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
+from collections.abc import Callable
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from anyengine_conformance.interrupts import held
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
 __all__ = ["Bench", "Hung", "Overran"]
 
@@ -23,6 +25,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 #: Kept: what still runs on them must not be collected under its feet.
 _ABANDONED: list[asyncio.AbstractEventLoop] = []
+#: What threads take their calls from that have nothing to do.
+_IDLE: list[SimpleQueue[Callable[[], None]]] = []
 #: Seconds for what was cancelled to clean up.
 GRACE = 10.0
 #: The same where somebody waits for the end of everything.
@@ -38,10 +42,19 @@ class Hung(Exception):
 
 
 class _Daemons(concurrent.futures.ThreadPoolExecutor):
-    """A thread a call, of those that Python does not wait for: an engine may hang in one for ever."""
+    """Threads that Python does not wait for: an engine may hang in one for ever. A call has one to itself.
+
+    One that has nothing to do takes the next call, of whatever bench: for each new thread hypothesis collects garbage,
+    and looks through all that is left, for a tenth of a second.
+    """
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        try:
+            calls = _IDLE.pop()
+        except IndexError:
+            calls = SimpleQueue[Callable[[], None]]()
+            threading.Thread(target=_work, args=(calls,), name="conformance-call", daemon=True).start()
 
         def call() -> None:
             if not future.set_running_or_notify_cancel():
@@ -51,8 +64,14 @@ class _Daemons(concurrent.futures.ThreadPoolExecutor):
             except BaseException as error:  # noqa: BLE001 it belongs to who waits for it
                 future.set_exception(error)
 
-        threading.Thread(target=call, name="conformance-call", daemon=True).start()
+        calls.put(call)
         return future
+
+
+def _work(calls: SimpleQueue[Callable[[], None]]) -> None:
+    while True:
+        calls.get()()
+        _IDLE.append(calls)
 
 
 class Bench:

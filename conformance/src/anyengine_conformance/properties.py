@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import Future
-from contextvars import copy_context
-from functools import partial
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from unittest import SkipTest
 
@@ -67,44 +63,6 @@ async def given(
         asyncio.run_coroutine_threadsafe(one(example), loop).result()
 
     try:
-        await _in_thread(run)
+        await asyncio.to_thread(run)
     finally:
         left.set()
-
-
-#: Calls for threads that have nothing to do.
-_idle: list[SimpleQueue[Callable[[], None]]] = []
-
-
-async def _in_thread(run: Callable[[], None]) -> None:
-    """As :func:`asyncio.to_thread`, in a thread that the next one has too, unless it hangs.
-
-    For each new thread hypothesis collects garbage, and looks through all that is left: for a tenth of a second.
-    """
-    ended: Future[None] = Future()
-    ended.set_running_or_notify_cancel()  # who is cancelled here leaves, and the thread goes on
-    calls = _idle.pop() if _idle else _started()
-
-    def call() -> None:
-        try:
-            run()
-        except BaseException as error:  # noqa: BLE001 it belongs to who waits for it
-            _idle.append(calls)
-            ended.set_exception(error)
-        else:
-            _idle.append(calls)
-            ended.set_result(None)
-
-    calls.put(partial(copy_context().run, call))
-    await asyncio.wrap_future(ended)
-
-
-def _started() -> SimpleQueue[Callable[[], None]]:
-    calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
-
-    def work() -> None:
-        while True:
-            calls.get()()
-
-    threading.Thread(target=work, name="conformance-property", daemon=True).start()
-    return calls
