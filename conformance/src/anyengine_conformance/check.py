@@ -23,6 +23,8 @@ Function = "Callable[[Context], Awaitable[None]]"
 
 #: The configuration variant of checks that load engines of their own.
 OWN = "own"
+#: Seconds that a check may take, where it does not say.
+DEADLINE = 30.0
 #: The variant without changes.
 DEFAULT = "default"
 _ID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*\.[a-z0-9]+(-[a-z0-9]+)*")
@@ -126,7 +128,7 @@ def check(
     tier: Tier = "core",
     needs: tuple[str, ...] = (),
     variant: str = DEFAULT,
-    deadline: float = 30.0,
+    deadline: float = DEADLINE,
     since: str = "0.1",
     tolerance: str = "",
 ) -> Callable[[Callable[[Context], Awaitable[None]]], Callable[[Context], Awaitable[None]]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from anyengine import AnyEngineError
 from msgspec.structs import replace
 
-from anyengine_conformance.check import DEFAULT, OWN, all_checks
+from anyengine_conformance.check import DEADLINE, DEFAULT, OWN, all_checks
 from anyengine_conformance.interrupts import accepted, held
 from anyengine_conformance.report import read_report, signed
 from anyengine_conformance.results import OUTCOMES
@@ -34,8 +34,6 @@ __all__ = ["ShardFailed", "merged", "run_shards", "split"]
 _CLOSING = 60.0
 #: Seconds for the rest of what a process wrote that has ended: one of its children may keep the pipe open for ever.
 _READING = 10.0
-#: Seconds that most checks may take.
-_USUAL = 30.0
 #: A load takes about as long as so many checks.
 _LOAD = 12
 
@@ -52,11 +50,11 @@ def split(checks: Sequence[Check], jobs: int) -> list[list[Check]]:
     """
     pieces: dict[tuple[str, str], list[Check]] = {}
     for made in checks:
-        family = made.id if made.deadline > _USUAL else made.family
-        within = {OWN: made.id, DEFAULT: family}.get(made.variant, "")
+        by_default = made.id if made.deadline > DEADLINE else made.family
+        within = {OWN: made.id, DEFAULT: by_default}.get(made.variant, "")
         pieces.setdefault((made.variant, within), []).append(made)
     weights = {
-        key: sum(made.deadline / _USUAL for made in piece) if key[0] == DEFAULT else len(piece) + _LOAD
+        key: sum(made.deadline / DEADLINE for made in piece) if key[0] == DEFAULT else len(piece) + _LOAD
         for key, piece in pieces.items()
     }
     shards: list[list[Check]] = [[] for _ in range(jobs)]

@@ -441,7 +441,18 @@ async def test_a_launcher_that_fails_says_why(launcher: Path, storyteller: Path)
     with pytest.raises(EngineStartupError, match="NotEnoughCUDADevices"):
         async with loading:
             pass
-    assert not [pid for pid in descendants(os.getpid()) if b"simulated_tgi" in _command(pid)]
+    assert not _launched()
+
+
+def _launched() -> list[int]:
+    """Processes of the simulated TGI."""
+    return [pid for pid in descendants(os.getpid()) if b"simulated_tgi" in _command(pid)]
+
+
+async def _begun() -> None:
+    """Once one of them is there."""
+    while not _launched():  # noqa: ASYNC110 another process has to move
+        await asyncio.sleep(0.01)
 
 
 def _command(pid: int) -> bytes:
@@ -491,7 +502,7 @@ async def test_a_close_that_was_cancelled_is_finished_by_the_next(
         with pytest.raises(asyncio.CancelledError):
             await backend.close()
     await backend.close()
-    assert not [pid for pid in descendants(os.getpid()) if b"simulated_tgi" in _command(pid)]
+    assert not _launched()
 
 
 async def test_a_client_that_came_to_nothing_is_closed_whatever_is_cancelled(
@@ -509,19 +520,17 @@ async def test_a_load_that_is_cancelled_again_leaves_nothing(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     config = EngineConfig(model=str(storyteller))
     loading = asyncio.ensure_future(plugin.load(config, resolve_model(str(storyteller), builtin={})))
-    while not [pid for pid in descendants(os.getpid()) if b"simulated_tgi" in _command(pid)]:  # noqa: ASYNC110 another process, or the network, has to move
-        await asyncio.sleep(0.01)
+    await _begun()
     loading.cancel()
     assert await survives_cancellation(ServerClient, "aclose", loading)
-    assert not [pid for pid in descendants(os.getpid()) if b"simulated_tgi" in _command(pid)]
+    assert not _launched()
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
 async def test_a_load_that_is_given_up_leaves_nothing(launcher: Path, storyteller: Path):
     loading = asyncio.ensure_future(Engine.load(plugin, str(storyteller), isolation="none").__aenter__())
-    while not [pid for pid in descendants(os.getpid()) if b"simulated_tgi" in _command(pid)]:  # noqa: ASYNC110 another process, or the network, has to move
-        await asyncio.sleep(0.01)
+    await _begun()
     loading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await loading
-    assert not [pid for pid in descendants(os.getpid()) if b"simulated_tgi" in _command(pid)]
+    assert not _launched()

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from anyengine import SamplingParams
+from anyengine.request import MAX_LOGPROBS
 
 from anyengine_conformance.check import check, family
 from anyengine_conformance.context import PROMPTS
@@ -21,8 +22,6 @@ family("knobs", "Knobs")
 
 _LENGTH = 24
 _DRAWS = 128
-#: Tokens of the oracle's distribution where those beyond matter: as many as it may be asked for.
-_LISTED = 1_000
 
 
 def _unchanged(value: float, token: int, before: Sequence[int]) -> float:
@@ -94,7 +93,7 @@ async def _most_likely(t: Context, temperature: float) -> None:
     found: list[tuple[float, list[int], list[int], tuple[float, float], float]] = []
     for prompt in PROMPTS:
         ids = await t.engine.tokenize(prompt)
-        top = await following(t, ids, _LISTED)
+        top = await following(t, ids, MAX_LOGPROBS)
         for count in range(1, 16):
             after = _share(top, count, temperature, t.engine.info.vocab_size)
             best = list(top)[:count]
