@@ -143,6 +143,9 @@ def test_a_part_counts_once_and_changed_files_are_not_pooled(benchmark, monkeypa
     part = run(benchmark, tmp_path / "1.json", part=True)
     assert pool(monkeypatch, tmp_path / "1.json", tmp_path / "1.json", to=tmp_path / "whole.json") == 2
     assert "given twice" in capsys.readouterr().err
+    assert pool(monkeypatch, tmp_path / "1.json", to=tmp_path / "whole.json") in (0, 1)
+    assert pool(monkeypatch, tmp_path / "whole.json", to=tmp_path / "again.json") == 2
+    assert "a whole already" in capsys.readouterr().err
     dirty = json.dumps({**part, "environment": {**part["environment"], "commit": "abcdef1-dirty"}})
     for name in ("1.json", "2.json"):
         (tmp_path / name).write_text(dirty)
