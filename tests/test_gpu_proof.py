@@ -164,6 +164,19 @@ def test_gpus_have_whole_cores_and_what_is_measured_one_thread_of_each(tmp_path,
     assert cores({1, 99}) == [[1], [99]]  # of the second nothing is known
 
 
+def test_a_gpu_that_measures_leaves_the_others_what_it_does_not_take_and_shares_less_afterwards(monkeypatch):
+    monkeypatch.setattr("tools.gpu_proof.runner.cores", lambda _: [[number] for number in range(32)])
+    runner = Runner([], (3, 5), 11, None, measuring=(5,))
+    assert runner._processors([3], alone=False) == set(range(22))
+    assert runner._processors([5], alone=True) == set(range(22, 32))
+    assert [runner._slots(gpu) for gpu in (3, 5)] == [11, 5]
+    few = Runner([], (3, 5), 11, None, measuring=(3,))
+    monkeypatch.setattr("tools.gpu_proof.runner.cores", lambda _: [[0], [1]])
+    assert [few._processors([gpu], alone=False) for gpu in (3, 5)] == [{0}, {1}]
+    monkeypatch.setattr("tools.gpu_proof.runner.cores", lambda _: [[0]])
+    assert [few._processors([gpu], alone=False) for gpu in (3, 5)] == [{0}, {0}]
+
+
 def test_steps_come_in_the_order_that_they_are_asked_for_each_once(tmp_path):
     words = ["--model", str(tmp_path), "--results", str(tmp_path), "--list"]
     found = CliRunner().invoke(

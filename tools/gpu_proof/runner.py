@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from .step import Step
 
 
+#: Cores that a GPU has which measures: a benchmark against a native API has three engines, of which two processes each
+#: work at a time, with threads for their sockets and for the GPU.
+MEASURED = 10
+
+
 class Runner:
     """Runs steps.
 
@@ -31,8 +36,9 @@ class Runner:
         measuring: of the GPUs, those that take first what measures, and share afterwards; not all of them, for what
             measures may need what the others make.
 
-    Each GPU has its equal share of the processors, so that what runs on another one does not disturb what is measured;
-    and what is measured has one thread of each core, so that none of its processes waits for another's.
+    Each GPU has a share of the processors, so that what runs on another one does not disturb what is measured; and what
+    is measured has one thread of each core, so that none of its processes waits for another's. Shares are equal, but
+    a GPU that measures first has no more cores than that takes, and so fewer steps at once afterwards.
     """
 
     def __init__(
@@ -69,8 +75,13 @@ class Runner:
 
     async def _on(self, gpus: Collection[int], order: Sequence[bool]) -> None:
         for alone in order:
-            slots = list(gpus) * (1 if alone else self.at_once)
+            slots = [gpu for gpu in gpus for _ in range(1 if alone else self._slots(gpu))]
             await asyncio.gather(*(self._slot(gpu, alone=alone) for gpu in slots))
+
+    def _slots(self, gpu: int) -> int:
+        """Steps that share that GPU, which has as large a part of `at_once` as it has of the largest share."""
+        sizes = {each: len(share) for each, share in self._shares().items()}
+        return max(1, self.at_once * sizes[gpu] // max(sizes.values()))
 
     async def _slot(self, gpu: int, *, alone: bool) -> None:
         def none_left() -> bool:
@@ -120,12 +131,22 @@ class Runner:
                 print("\n".join(f"    {line}" for line in tail), flush=True)
 
     def _processors(self, gpus: Sequence[int], *, alone: bool) -> set[int]:
-        """Of those that this process may use, the shares of these GPUs: whole cores, neighbours, which share caches."""
+        """Of those that this process may use, the shares of these GPUs."""
+        shares = self._shares()
+        return {thread for gpu in gpus for core in shares[gpu] for thread in (core[:1] if alone else core)}
+
+    def _shares(self) -> dict[int, list[list[int]]]:
+        """GPU → its cores, which are neighbours, for these share caches; all of them where there are too few."""
         every = cores(os.sched_getaffinity(0))
-        size = len(every) // len(self.gpus) or len(every)
-        shares = {gpu: every[number * size : (number + 1) * size] for number, gpu in enumerate(self.gpus)}
-        chosen = [core for gpu in gpus for core in shares[gpu] or every]
-        return {thread for core in chosen for thread in (core[:1] if alone else core)}
+        equal = len(every) // len(self.gpus)
+        left = len(every) - min(equal, MEASURED) * len(self.measuring)
+        shares: dict[int, list[list[int]]] = {}
+        begin = 0
+        for gpu in self.gpus:
+            size = min(equal, MEASURED) if gpu in self.measuring else left // (len(self.gpus) - len(self.measuring))
+            shares[gpu] = every[begin : begin + size] or every
+            begin += size
+        return shares
 
 
 def _log(step: Step) -> Path:

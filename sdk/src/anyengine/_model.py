@@ -8,7 +8,15 @@ from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    ValidationError,
+    field_validator,
+)
 
 from anyengine.errors import InvalidConfig, InvalidRequest
 
@@ -52,10 +60,10 @@ class StrictModel(BaseModel):
 
     def changed(self, prefix: str = "") -> Iterator[str]:
         """Yield the dotted names of the leaf fields whose value differs from the default, in the models' order."""
-        for name, value, default in self._changes():
-            if isinstance(value, StrictModel) and isinstance(default, StrictModel):
+        for name, value, default, model in self._given():
+            if type(value) is model:
                 yield from value.changed(f"{prefix}{name}.")
-            else:
+            elif value != default:
                 yield prefix + name
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,24 +71,33 @@ class StrictModel(BaseModel):
 
         What ``model_dump(exclude_defaults=True)`` says, in a fifth of the time: every request takes this way.
         """
-        return {
-            name: value.to_dict() if isinstance(value, StrictModel) else value for name, value, _ in self._changes()
-        }
+        fields: dict[str, Any] = {}
+        for name, value, default, model in self._given():
+            if type(value) is model:
+                if content := value.to_dict():
+                    fields[name] = content
+            elif value != default:
+                fields[name] = value.to_dict() if isinstance(value, StrictModel) else value
+        return fields
 
-    def _changes(self) -> Iterator[tuple[str, Any, Any]]:
-        """Name, value and default of the fields in which these differ."""
+    def _given(self) -> Iterator[tuple[str, Any, Any, type[StrictModel] | None]]:
+        """Name, value, default, and the default's class if it is a model, of the fields that were given.
+
+        With that class, models are told from other values, and compared, without pydantic's own ways, which are slow.
+        """
         given = self.model_fields_set
-        for name, default in _defaults(type(self)).items():
-            if name in given and (value := getattr(self, name)) != default:
-                yield name, value, default
+        for name, (default, model) in _defaults(type(self)).items():
+            if name in given:
+                yield name, getattr(self, name), default, model
 
 
 @cache
-def _defaults(model: type[StrictModel]) -> dict[str, Any]:
-    return {
+def _defaults(model: type[StrictModel]) -> dict[str, tuple[Any, type[StrictModel] | None]]:
+    values = {
         name: info.get_default(call_default_factory=True, validated_data={})
         for name, info in model.model_fields.items()
     }
+    return {name: (value, type(value) if isinstance(value, StrictModel) else None) for name, value in values.items()}
 
 
 def _explain(model: type[StrictModel], error: ErrorDetails) -> tuple[str, str]:
@@ -123,7 +140,7 @@ def _to_tuple(value: object) -> object:
     if isinstance(value, (bytes, bytearray, memoryview)):
         raise ValueError("input should be a list, not bytes")  # noqa: TRY004 pydantic reports it with the field's name
     if isinstance(value, str) or not isinstance(value, Sequence):
-        return value  # left to pydantic to refuse
+        raise ValueError("input should be a list")  # noqa: TRY004 likewise
     return tuple(cast("Sequence[object]", value))
 
 
@@ -131,7 +148,12 @@ def _strings(value: object) -> object:
     return (value,) if isinstance(value, str) else _to_tuple(value)
 
 
+def _as_tuple_of(member: Any) -> GetPydanticSchema:
+    """Validation as that of a tuple: pydantic's own for any sequence is in Python, and slow."""
+    return GetPydanticSchema(lambda _, handler: handler(tuple[member, ...]))
+
+
 #: Any sequence is accepted and a tuple is kept, so that a caller's later changes do not reach what was validated.
-TokenIds = Annotated[Sequence[Annotated[int, Field(ge=0, lt=2**63)]], BeforeValidator(_to_tuple)]
-Words = Annotated[Sequence[Annotated[str, Field(min_length=1)]], BeforeValidator(_strings)]
+TokenIds = Annotated[Sequence[int], _as_tuple_of(Annotated[int, Field(ge=0, lt=2**63)]), BeforeValidator(_to_tuple)]
+Words = Annotated[Sequence[str], _as_tuple_of(Annotated[str, Field(min_length=1)]), BeforeValidator(_strings)]
 AsTuple = BeforeValidator(_to_tuple)

@@ -84,6 +84,8 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         chunks, self._chunks = self._chunks, None
+        if chunks is self._inner and self._inner.ended:
+            return  # the usual end of a stream: what follows would cost it more than its checks did
         with anyio.CancelScope(shield=True):
             try:
                 if chunks is not self._inner:

@@ -25,6 +25,11 @@ class ChunkStream(Protocol):
 
     async def __anext__(self) -> Chunk: ...
 
+    @property
+    def ended(self) -> bool:
+        """Whether the engine holds nothing of the request, so that there is nothing left to close."""
+        ...
+
     async def aclose(self) -> None:
         """Abort what still runs; when this returns the engine holds nothing of the request. Idempotent."""
         ...

@@ -119,6 +119,11 @@ class ChoiceStream:
             self._late = chunk.finish is None and monotonic() >= (self._deadline or 0)
         return chunk
 
+    @property
+    def ended(self) -> bool:
+        """See :class:`anyengine.runtime.base.ChunkStream`."""
+        return self._over and self._submitted is None and not self._reserved
+
     async def run(self) -> Completion:
         """Generate to the end, final result only where nothing has to be watched on the way."""
         delta: TokenDelta | None = None
@@ -304,12 +309,15 @@ class ChoiceStream:
             if self._partial is not None and left <= self._patience:
                 self._partial.append(chunk)
                 raise self._timed_out() from error
-            raise EngineUnresponsive(
-                f"{self._engine} has not ended a request within {self._patience:g} s of its abort (health_timeout): it "
-                "hangs, or its plugin's stream does not end; load a new engine",
-                engine=self._engine,
-            ) from error
+            raise self._hangs("its plugin's stream does not end") from error
         return heard
+
+    def _hangs(self, otherwise: str) -> EngineUnresponsive:
+        return EngineUnresponsive(
+            f"{self._engine} has not ended a request within {self._patience:g} s of its abort (health_timeout): it "
+            f"hangs, or {otherwise}; load a new engine",
+            engine=self._engine,
+        )
 
     def _release(self) -> None:
         submitted, self._submitted = self._submitted, None
@@ -317,9 +325,13 @@ class ChoiceStream:
             self._admission.release(monotonic() - submitted)
 
     async def _abort(self) -> None:
+        limit = asyncio.timeout(self._patience)
         try:
-            await self._hooks.abort(request_id=self.tokens.id)
-        except Exception as error:  # noqa: BLE001 mapped, never swallowed
+            async with limit:
+                await self._hooks.abort(request_id=self.tokens.id)
+        except Exception as error:
+            if limit.expired() and isinstance(error, TimeoutError):
+                raise self._hangs("its plugin's abort does not return") from error
             raise mapped(error, self._engine) from cause(error)
 
     async def aclose(self) -> None:

@@ -54,6 +54,11 @@ class FanOut:
         taken.set()
         return chunk
 
+    @property
+    def ended(self) -> bool:
+        """See :class:`anyengine.runtime.base.ChunkStream`."""
+        return self._over and not self._tasks
+
     async def _pump(self, choice: ChoiceStream) -> None:
         taken = asyncio.Event()
         try:

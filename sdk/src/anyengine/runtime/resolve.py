@@ -61,7 +61,7 @@ def resolve(
         eos_token_ids=frozenset() if request.ignore_eos else model.eos_token_ids,
         stop_token_ids=frozenset(request.stop_token_ids),
         ignore_eos=request.ignore_eos,
-        bad_word_ids=tuple(map(tuple, tokenizer.bad_word_sequences(sampling.bad_words))),
+        bad_word_ids=tuple(map(tuple, tokenizer.bad_word_sequences(sampling.bad_words))) if sampling.bad_words else (),
         logprobs=request.logprobs,
         prompt_logprobs=request.prompt_logprobs,
         structured=request.structured,

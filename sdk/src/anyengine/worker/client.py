@@ -179,6 +179,10 @@ class _Chunks:
             self._connection.tell("read", stream=self._id)
         return await self._mailbox.take()
 
+    @property
+    def ended(self) -> bool:
+        return self._mailbox.ended.done()
+
     async def aclose(self) -> None:
         self._over = True
         await despite_cancellation(self._connection.leave(self._id, self._mailbox))
