@@ -56,7 +56,9 @@ def test_a_report_of_a_selection_is_no_badge(tmp_path: Path, cli):
     ("arguments", "words"),
     [
         (["run"], "name an ENGINE"),
-        (["run", "nothing-like-this", *ONE], "no engine is named"),
+        (["run", "nothing-like-this"], "no engine is named 'nothing-like-this'; installed are: "),
+        (["run", "referense"], "did you mean 'reference'?"),
+        (["run", "nothing-like-this", "--jobs", "2"], "no engine is named 'nothing-like-this'; installed are: "),
         (["run", "reference", "--only", "nope"], "there is no family or check 'nope'"),
         (["run", "reference", "--seed", "3"], "--seed belongs to --profile explore"),
         (["run", "reference", "-o", "max_model_length=3"], "unknown field"),
@@ -65,8 +67,15 @@ def test_a_report_of_a_selection_is_no_badge(tmp_path: Path, cli):
 )
 def test_misuse_is_one_line_and_exit_code_2(cli, arguments: list[str], words: str):
     result = cli(*arguments)
-    assert words in result.output
-    assert result.exit_code == (1 if "nothing-like-this" in arguments else 2)
+    assert words in result.stderr
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_an_engine_that_is_there_and_cannot_be_loaded_is_an_error_of_the_check(cli):
+    """Whose environment is not, for one."""
+    result = cli("run", "reference", *ONE, "-o", "environment=nowhere", "--json")
+    found = json.loads(result.stdout)["results"]
+    assert (result.exit_code, [each["outcome"] for each in found]) == (1, ["error"])
 
 
 def test_a_third_partys_factory_is_run_by_its_configuration(tmp_path: Path, cli):

@@ -175,6 +175,7 @@ def _settings(engine: str | None, options: dict[str, Any]) -> Settings:
 
     from anyengine import EngineConfig  # noqa: PLC0415
 
+    from anyengine_conformance.environment import require_known  # noqa: PLC0415
     from anyengine_conformance.settings import Settings, read_settings  # noqa: PLC0415
 
     if options["config"] is not None:
@@ -188,7 +189,9 @@ def _settings(engine: str | None, options: dict[str, Any]) -> Settings:
     config = merged(dict(settings.config), options["assignments"])
     if options["model"] is not None:
         config["model"] = options["model"]
-    EngineConfig(**config)  # a mistake shows before anything is loaded
+    made = EngineConfig(**config)  # a mistake shows before anything is loaded
+    if settings.factory is None:
+        require_known(settings.engine, made)
     changes = {name: options[name] for name in ("oracle", "time_factor") if options[name] is not None}
     return replace(settings.with_config(config), **changes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import shutil
@@ -10,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anyengine import AnyEngineError, UnknownEngine
 from anyengine.environments import find_environment
 from anyengine.place import Here, choose_place, describe
 from anyengine.plugins import ENGINES
@@ -19,7 +21,7 @@ from anyengine_conformance.results import Environment
 if TYPE_CHECKING:
     from anyengine import EngineConfig
 
-__all__ = ["engine_version", "gather"]
+__all__ = ["engine_version", "gather", "require_known"]
 
 #: What decides about numbers, beside the engine's own packages.
 _PACKAGES = ("anyengine", "anyengine-conformance", "anyengine-reference", "hypothesis", "numpy", "tokenizers", "torch")
@@ -88,3 +90,23 @@ def engine_version(engine: str, config: EngineConfig) -> str | None:
     described = find_environment(place.environment).described
     found = () if described is None else described.engines
     return next((each.engine_version for each in found if each.name == engine), None)
+
+
+def require_known(engine: str, config: EngineConfig) -> None:
+    """See that a plugin has that name, here or in an environment; nothing is imported or loaded for it.
+
+    Raises:
+        UnknownEngine: none has; says which are installed.
+    """
+    if any(point.name == engine for point in entry_points(group=ENGINES)):
+        return
+
+    async def choose() -> None:
+        choose_place(engine, config)
+
+    try:
+        asyncio.run(choose())
+    except UnknownEngine:
+        raise
+    except AnyEngineError:
+        pass  # environments have it, and it has no place to run: the first load says so, and why
