@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from anyengine_conformance.diff import compare
 from anyengine_conformance.html import render
 from anyengine_conformance.progress import summary
 from anyengine_conformance.report import BadReport, read_report, signed, write_report
-from anyengine_conformance.results import Report
+from anyengine_conformance.results import OUTCOMES, Report
 from anyengine_conformance.settings import ExpectedFailure, Settings, read_expected_failures, read_settings
 from anyengine_conformance.subject import Garage, target_of
 from anyengine_conformance.violation import logged, without_places
@@ -169,6 +170,20 @@ def test_the_page_escapes_what_an_engine_wrote(report: Report):
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert nasty.command in page
+
+
+def test_the_page_calls_outcomes_everywhere_what_the_summary_calls_them(report: Report):
+    results = [replace(report.results[0], id=f"streaming.{outcome}", outcome=outcome) for outcome in OUTCOMES]
+    made = replace(report, results=results)
+    counts = [f"1 {words}" for words, _ in OUTCOMES.values()]
+    assert ", ".join(counts) in summary(made)
+    chips, families = re.sub("<[^>]*>", "", render(made)).split("All checks")
+    assert "\n".join(counts) in chips
+    assert " · ".join(counts) in families
+    wrong = {outcome: words for outcome, (words, good) in OUTCOMES.items() if not good}
+    assert [outcome for outcome in wrong if f"{wrong[outcome]} streaming.{outcome}\n" not in chips] == []
+    every = {outcome: words for outcome, (words, _) in OUTCOMES.items()}
+    assert [outcome for outcome in every if f"\n{every[outcome]} streaming.{outcome}\n" not in families] == []
 
 
 def test_a_badge_needs_the_whole_suite_and_the_certified_profile(report: Report):

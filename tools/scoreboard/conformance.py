@@ -78,9 +78,10 @@ class Cell:
         """All of it, for whoever does not see colours and signs."""
         if not self.counts:
             return "not run"
-        parts = [f"{self.passed} passed", f"{self.failed} failed", f"{self.unsupported} unsupported and refused"]
-        parts += [f"{self.expected} failed as expected"] if self.expected else []
-        parts += [f"{self.not_run} not run"] if self.not_run else []
+        numbers = {"passed": self.passed, "failed": self.failed, "unsupported": self.unsupported}
+        numbers |= {"xfailed": self.expected} if self.expected else {}
+        numbers |= {"not-run": self.not_run} if self.not_run else {}
+        parts = [f"{number} {OUTCOMES[outcome][0]}" for outcome, number in numbers.items()]
         return ("simulated: " if self.simulated else "") + ", ".join(parts)
 
     @property

@@ -14,9 +14,9 @@ OUTCOMES: dict[Outcome, tuple[str, bool]] = {
     "failed": ("failed", False),
     "error": ("error", False),
     "xpassed": ("passed, though a failure was expected", False),
-    "xfailed": ("failed, as expected", True),
+    "xfailed": ("failed as expected", True),
     "not-run": ("not run", True),
-    "unsupported": ("not supported, and refused as it must be", True),
+    "unsupported": ("unsupported and refused", True),
     "passed": ("passed", True),
 }
 
