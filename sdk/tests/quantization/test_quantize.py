@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import json
+import shutil
 import threading
 from collections import namedtuple
 
@@ -19,7 +20,7 @@ from anyengine import (
     UnsupportedParameter,
 )
 from anyengine.backend import CheckpointSupport
-from anyengine.quantization import check_manifest, read_manifest
+from anyengine.quantization import check_manifest, read_manifest, run
 from msgspec.structs import replace
 
 
@@ -222,6 +223,51 @@ async def test_a_cancelled_job_has_ended_and_leaves_nothing(copies, tmp_path):
     task = asyncio.create_task(made(copies, tmp_path))
     await asyncio.to_thread(begun.wait)
     assert [name[:6] for name in left(tmp_path)] == [".made-"]
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (ended.is_set(), left(tmp_path)) == (True, [])
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Makes a function of a module slow; gives what says that it has begun, and that it has ended."""
+
+    def change(module, name):
+        function, begun, ended = getattr(module, name), threading.Event(), threading.Event()
+
+        def slowly(*arguments, **options):
+            begun.set()
+            threading.Event().wait(0.2)
+            try:
+                return function(*arguments, **options)
+            finally:
+                ended.set()
+
+        monkeypatch.setattr(module, name, slowly)
+        return begun, ended
+
+    return change
+
+
+async def test_what_is_cancelled_twice_has_deleted_what_it_wrote(copies, slow, tmp_path):
+    copied = threading.Event()
+    copies.after = lambda _job: copied.set()
+    begun, ended = slow(shutil, "rmtree")
+    task = asyncio.create_task(made(copies, tmp_path))
+    await asyncio.to_thread(copied.wait)
+    task.cancel()
+    await asyncio.to_thread(begun.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (ended.is_set(), left(tmp_path)) == (True, [])
+
+
+async def test_what_is_cancelled_while_its_manifest_is_written_writes_nothing_more(copies, slow, tmp_path):
+    begun, ended = slow(run, "write_manifest")
+    task = asyncio.create_task(made(copies, tmp_path, oracle=None))
+    await asyncio.to_thread(begun.wait)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -1,7 +1,8 @@
 """Making a quantised checkpoint: what is the same whatever engine's toolchain does it.
 
 The toolchain writes into a folder beside the output; what it wrote is measured, gets its manifest, and only then is
-moved to where the caller wants it. Whatever goes wrong, and on cancellation, that folder is deleted.
+moved to where the caller wants it. Whatever goes wrong, and on cancellation, that folder is deleted before the call
+ends, and nothing more is written afterwards.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import anyio
 import anyio.to_thread
 
+from anyengine._concurrency import despite_cancellation
 from anyengine.environments.steps import is_full
 from anyengine.errors import InvalidConfig, OutOfSpace
 from anyengine.place import Here
@@ -67,14 +68,15 @@ async def quantize(
             drift_unmeasured=reason,
             files={},
         )
-        await anyio.to_thread.run_sync(partial(_finish, unfinished, output, Path(made.path), manifest))
+        # asyncio's own cancellation leaves a thread to itself, and this one would write while its folder is deleted.
+        await despite_cancellation(anyio.to_thread.run_sync(_seal, unfinished, Path(made.path), manifest))
+        await despite_cancellation(anyio.to_thread.run_sync(_move, unfinished, output))
     except OSError as error:
         if is_full(error):
             raise OutOfSpace(f"output: the disk is full: {error}", engine=name, field="output") from error
         raise InvalidConfig(f"output: {output} cannot be written: {error}", engine=name, field="output") from error
     finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(partial(shutil.rmtree, unfinished, ignore_errors=True))
+        await despite_cancellation(anyio.to_thread.run_sync(partial(shutil.rmtree, unfinished, ignore_errors=True)))
     return output
 
 
@@ -127,8 +129,8 @@ def _unfinished(output: Path) -> Path:
         raise InvalidConfig(f"output: {output} cannot be made: {error}", field="output") from error
 
 
-def _finish(unfinished: Path, output: Path, source: Path, manifest: Manifest) -> None:
-    """Hash everything, write the manifest, and move the folder."""
+def _seal(unfinished: Path, source: Path, manifest: Manifest) -> None:
+    """Hash everything, write the manifest, and let those read it who may read the source."""
     import msgspec  # noqa: PLC0415 heavy for who only imports this
 
     files = hashes(file for file in unfinished.iterdir() if file.is_file())
@@ -138,6 +140,9 @@ def _finish(unfinished: Path, output: Path, source: Path, manifest: Manifest) ->
     for file in unfinished.iterdir():
         file.chmod(mode)
     unfinished.chmod(source.stat().st_mode & 0o777)
+
+
+def _move(unfinished: Path, output: Path) -> None:
     if output.exists():
         output.rmdir()
     unfinished.rename(output)
