@@ -9,7 +9,9 @@ Runs under an interpreter that has the engine and its plugin, because two of the
 All three are loaded side by side, each with its own small cache, and take turns; what waits costs nothing. Requests
 are token ids, sampled at ``--temperature`` without a seed (0 is greedy), and end after exactly ``--tokens`` tokens.
 Speed alone varies by several percent between runs, so every figure is a ratio, or a difference, within a pair: of
-differences the median over pairs, of ratios the pseudomedian, see ``intervals.py``, both with a 95% interval.
+differences the median over pairs, of ratios the pseudomedian, see ``intervals.py``, both with a 95% interval. Beside
+them stands the processor time that this process spends a token, with each subject: that of its threads too, in which
+some engines compute. It scatters less, and says what of a difference is the API's own work.
 
 What is cut off goes on from what ``--json`` has: with the same settings, of the same committed code, packages and kind
 of machine. The environments of the earlier runs stay in the file. Single pairs scatter by tens of percent, so hundreds
@@ -28,7 +30,7 @@ import itertools
 import json
 import statistics
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from anyengine import Engine, EngineConfig, SamplingParams, SchedulingConfig
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 BARS = {"here": (0.99, 0.97), "worker": (0.97, 0.95)}
+SUBJECTS = ("native", *BARS)
+HOWS = ("generate", "stream")
 FIRST_TOKEN_MS = 1.0
 PROMPT_TOKENS = 32
 
@@ -114,15 +118,15 @@ def prompts(count: int, salt: int) -> list[list[int]]:
     return [[100 + (salt * 977 + i * 31 + j * (salt + 7)) % 3_900 for j in range(PROMPT_TOKENS)] for i in range(count)]
 
 
-async def seconds(call: Callable[..., Awaitable[Any]], options: argparse.Namespace, salt: int) -> float:
-    """How long so many concurrent requests take."""
+async def seconds(call: Callable[..., Awaitable[Any]], options: argparse.Namespace, salt: int) -> tuple[float, float]:
+    """How long so many concurrent requests take, and what processor time this process spends on them."""
     given = prompts(options.concurrency, salt)
     gc.collect()
-    started = perf_counter()
+    started, used = perf_counter(), process_time()
     done = await asyncio.gather(*(call(prompt, options.tokens) for prompt in given))
-    spent = perf_counter() - started
+    spent, used = perf_counter() - started, process_time() - used
     assert {count if isinstance(count, int) else count[0] for count in done} == {options.tokens}
-    return spent
+    return spent, used
 
 
 async def first_token(subject: Subject, salt: int) -> float:
@@ -138,14 +142,16 @@ class Samples:
     def __init__(self, pairs: dict[str, Any] | None = None) -> None:
         """Go on from the values of earlier pairs."""
         none: dict[str, Any] = {
-            "throughput_ratio": {f"{name}.{how}": [] for name in BARS for how in ("generate", "stream")},
+            "throughput_ratio": {f"{name}.{how}": [] for name in BARS for how in HOWS},
             "added_ms_to_first_token": {name: [] for name in BARS},
             "native_tokens_per_second": {"native": []},
+            "processor_us_per_token": {f"{name}.{how}": [] for name in SUBJECTS for how in HOWS},
         }
         pairs = pairs or none
         self.ratios: dict[str, list[float]] = pairs["throughput_ratio"]
         self.added: dict[str, list[float]] = pairs["added_ms_to_first_token"]
         self.speeds: list[float] = pairs["native_tokens_per_second"]["native"]
+        self.processor: dict[str, list[float]] = pairs["processor_us_per_token"]
 
     def __len__(self) -> int:
         return len(self.added["here"])
@@ -156,6 +162,8 @@ class Samples:
             self.ratios[name] += values
         for name, values in more.added.items():
             self.added[name] += values
+        for name, values in more.processor.items():
+            self.processor[name] += values
         self.speeds += more.speeds
 
     def figures(self) -> dict[str, Any]:
@@ -169,10 +177,12 @@ class Samples:
             "added_ms_to_first_token": {
                 name: interval(values) | {"bar": FIRST_TOKEN_MS} for name, values in self.added.items()
             },
+            "processor_us_per_token": {name: interval(values) for name, values in self.processor.items()},
             "pairs": {
                 "throughput_ratio": self.ratios,
                 "added_ms_to_first_token": self.added,
                 "native_tokens_per_second": {"native": self.speeds},
+                "processor_us_per_token": self.processor,
             },
         }
 
@@ -191,12 +201,18 @@ async def measure(
     gc.freeze()
     for pair in range(len(samples), options.pairs):
         order = list(subjects) if pair % 2 == 0 else list(reversed(subjects))
-        for how in ("generate", "stream"):
+        tokens = options.rounds * options.concurrency * options.tokens
+        for how in HOWS:
             spent = dict.fromkeys(subjects, 0.0)
+            used = dict.fromkeys(subjects, 0.0)
             # Turn by turn, so that what changes the machine's speed meanwhile meets all of them.
             for name in order * options.rounds:
-                spent[name] += await seconds(getattr(subjects[name], how), options, next(salts))
-            samples.speeds.append(options.rounds * options.concurrency * options.tokens / spent["native"])
+                wall, processor = await seconds(getattr(subjects[name], how), options, next(salts))
+                spent[name] += wall
+                used[name] += processor
+            samples.speeds.append(tokens / spent["native"])
+            for name in subjects:
+                samples.processor[f"{name}.{how}"].append(used[name] / tokens * 1e6)
             for name in BARS:
                 samples.ratios[f"{name}.{how}"].append(spent["native"] / spent[name])
         firsts: dict[str, list[float]] = {}
@@ -221,6 +237,8 @@ def report(figures: dict[str, Any]) -> bool:
         met &= good
         shown = f"{figure['median']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}]"
         print(f"throughput {name:16} {shown}  bar {figure['bar']} [{figure['bar_low']}]  {'met' if good else 'MISSED'}")
+    for name, figure in figures["processor_us_per_token"].items():
+        print(f"processor {name:17} {figure['median']:.2f} us a token [{figure['low']:.2f}, {figure['high']:.2f}]")
     for name, figure in figures["added_ms_to_first_token"].items():
         good = figure["median"] <= figure["bar"]
         met &= good

@@ -22,7 +22,7 @@ def pooled(parts: list[dict[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: one was measured otherwise than the first, or of code that is not committed.
     """
-    if any("earlier" not in part for part in parts):
+    if any("earlier" not in part or "processor_us_per_token" not in part["figures"]["pairs"] for part in parts):
         raise ValueError("parts cannot be pooled: one is a whole already, or of an older form")
     first = parts[0]
     for part in parts:

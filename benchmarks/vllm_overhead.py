@@ -54,20 +54,14 @@ class Native:
         self.llm.shutdown()
 
 
-async def load(options: argparse.Namespace) -> dict[str, Subject]:
-    """The three subjects, side by side."""
+def native(options: argparse.Namespace) -> Native:
+    """The engine itself, loaded; within an event loop."""
     from vllm import AsyncEngineArgs, SamplingParams  # noqa: PLC0415 after the arguments were read
     from vllm.platforms import current_platform  # noqa: PLC0415
     from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415
     from vllm.usage.usage_lib import UsageContext  # noqa: PLC0415
     from vllm.v1.engine.async_llm import AsyncLLM  # noqa: PLC0415
 
-    ours = await uniform(
-        "vllm",
-        options,
-        kv_cache=KVCacheConfig(capacity_tokens=capacity(options)),
-        execution="eager" if options.eager else "auto",
-    )
     cuda = current_platform.is_cuda()
     block_size = 16 if cuda else 128
     args = AsyncEngineArgs(
@@ -84,8 +78,18 @@ async def load(options: argparse.Namespace) -> dict[str, Subject]:
     )
     # With the sizes of its server, which the plugin asks for: by itself it takes a quarter as many tokens a step.
     llm = AsyncLLM.from_engine_args(args, usage_context=UsageContext.OPENAI_API_SERVER)
-    native = Native(llm, SamplingParams, RequestOutputKind, options.temperature)
-    return {"native": native, **ours}
+    return Native(llm, SamplingParams, RequestOutputKind, options.temperature)
+
+
+async def load(options: argparse.Namespace) -> dict[str, Subject]:
+    """The three subjects, side by side."""
+    ours = await uniform(
+        "vllm",
+        options,
+        kv_cache=KVCacheConfig(capacity_tokens=capacity(options)),
+        execution="eager" if options.eager else "auto",
+    )
+    return {"native": native(options), **ours}
 
 
 if __name__ == "__main__":

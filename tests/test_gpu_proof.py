@@ -61,6 +61,17 @@ async def test_a_step_that_ended_is_not_left_unless_asked_for(tmp_path, code, ou
     assert (left(made), left(made, failed=True), left(made, again=True)) == (False, outcome != "passed", True)
 
 
+async def test_what_another_proof_has_done_meanwhile_is_not_done_again(tmp_path):
+    seen = tmp_path / "seen.txt"
+    note = f"open({str(seen)!r}, 'a').write('once ');"
+    one, other = (step(tmp_path, REPORTS + note, name="shared") for _ in range(2))
+    await run(one)
+    await run(other)
+    assert (seen.read_text(), other.outcome()) == ("once ", "passed")
+    await run(other, again=True)
+    assert seen.read_text() == "once once "
+
+
 async def test_another_command_is_another_step(tmp_path):
     await run(step(tmp_path, REPORTS))
     assert step(tmp_path, REPORTS + "pass").outcome() is None
@@ -83,7 +94,7 @@ async def test_a_step_whose_runner_is_gone_was_cut_off(tmp_path):
 
 
 async def test_what_was_written_is_gone_on_from_but_not_when_all_begins_again(tmp_path):
-    made = step(tmp_path, "import sys; open(sys.argv[1], 'a').write('x')")
+    made = step(tmp_path, "import sys; open(sys.argv[1], 'a').write('x'); sys.exit(1)")
     await run(made)
     await run(made)
     assert made.report.read_text() == "xx"
@@ -329,6 +340,7 @@ def test_pairs_of_all_parts_are_judged_together_also_of_those_that_were_cut_off(
         "throughput_ratio": {how: [ratio] * 7 for how in hows},
         "added_ms_to_first_token": {"here": [0.1] * 7, "worker": [0.1] * 7},
         "native_tokens_per_second": {"native": [9.0] * 14},
+        "processor_us_per_token": {how: [5.0] * 7 for how in (*hows, "native.generate", "native.stream")},
     }
     made = {
         "environment": {"date": "2026-11-29", "commit": "abcdef1"},

@@ -74,6 +74,10 @@ def test_it_goes_on_from_what_was_cut_off(benchmark, tmp_path, capsys):
     assert len(values(more)) == 5
     assert more["earlier"] == [whole["environment"]]
     assert len(more["figures"]["pairs"]["native_tokens_per_second"]["native"]) == 2 * 5  # generate and stream
+    processor = more["figures"]["pairs"]["processor_us_per_token"]
+    assert {name: len(found) for name, found in processor.items()} == {
+        f"{subject}.{how}": 5 for subject in ("native", "here", "worker") for how in ("generate", "stream")
+    }
 
 
 @pytest.mark.parametrize("change", ["settings", "commit", "engine", "packages"])

@@ -230,14 +230,14 @@ def test_a_report_without_its_checksum_is_refused_by_name(root: Path):
         made(root)
 
 
-def test_parts_that_were_merged_are_counted_once(root: Path):
+def test_parts_of_which_a_proof_makes_one_report_count_nowhere(root: Path):
     outcomes = {"batching.no-cross-talk": "passed", "streaming.terminal-is-last": "failed"}
     conformance(root, "whole.json", outcomes)
     for number, (name, outcome) in enumerate(outcomes.items()):
         conformance(root, f"parts/{number}.json", {name: outcome})
     conformance(root, "parts/later.json", {"streaming.terminal-is-last": "passed"})
     page, _ = made(root)
-    assert {report for _, report, _ in Cells(page).cells} == {"results/whole.json", "results/parts/later.json"}
+    assert {report for _, report, _ in Cells(page).cells} == {"results/whole.json"}
 
 
 def test_a_quantised_checkpoint_without_drift_or_speed_says_so(root: Path):

@@ -218,27 +218,13 @@ class Found:
         """One more."""
         self._files[kind].append(file)
 
-    def without_parts(self) -> None:
-        """Let go of conformance reports whose every result is in another one: they were merged into it."""
-        files = self._files[Conformance]
-
-        def within(part: Conformance, whole: Conformance) -> bool:
-            there = {result.id: result for result in whole.results}
-            same = (part.subject.engine, part.subject.config) == (whole.subject.engine, whole.subject.config)
-            fewer = len(part.results) < len(whole.results)
-            return same and fewer and all(there.get(result.id) == result for result in part.results)
-
-        self._files[Conformance] = [
-            file for file in files if not any(within(file.content, other.content) for other in files)
-        ]
-
     def of(self, kind: type[Kind]) -> list[File[Kind]]:
         """Those of a kind."""
         return self._files[kind]
 
 
 def find(root: Path) -> Found:
-    """Read every JSON file under ``results/``.
+    """Read every JSON file under ``results/`` but those in folders of parts, which a proof makes one report of.
 
     Args:
         root: of the repository.
@@ -249,7 +235,8 @@ def find(root: Path) -> Found:
     """
     found = Found()
     machines: dict[Path, Machine] = {}
-    read = [(file, *_read(file)) for file in sorted((root / "results").rglob("*.json"))]
+    files = sorted(file for file in (root / "results").rglob("*.json") if file.parent.name != "parts")
+    read = [(file, *_read(file)) for file in files]
     for file, kind, content in read:
         if kind is Machine:
             machines[file.parent] = content
@@ -259,7 +246,6 @@ def find(root: Path) -> Found:
             found.others.append(name)
         elif kind is not Machine:
             found.add(kind, File(name, content, machines.get(file.parent)))
-    found.without_parts()
     return found
 
 

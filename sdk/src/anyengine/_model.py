@@ -86,9 +86,10 @@ class StrictModel(BaseModel):
         With that class, models are told from other values, and compared, without pydantic's own ways, which are slow.
         """
         given = self.model_fields_set
-        for name, (default, model) in _defaults(type(self)).items():
+        fields = _defaults(type(self))
+        for name in fields:
             if name in given:
-                yield name, getattr(self, name), default, model
+                yield name, getattr(self, name), *fields[name]
 
 
 @cache

@@ -152,10 +152,10 @@ class VllmBackend(Backend):
         return self._run(request, streaming=True)
 
     async def generate(self, request: TokenRequest) -> TokenDelta:
-        async for delta in self._run(request, streaming=False):
-            if delta.finish is not None:
-                return delta
-        raise PluginError("vLLM ended a request without a final output")
+        deltas = [delta async for delta in self._run(request, streaming=False)]
+        if not deltas or deltas[-1].finish is None:
+            raise PluginError("vLLM ended a request without a final output")
+        return deltas[-1]
 
     async def _run(self, request: TokenRequest, *, streaming: bool) -> AsyncIterator[TokenDelta]:
         if self._config.task != "generate":
@@ -163,6 +163,7 @@ class VllmBackend(Backend):
         if self._closed:
             yield TokenDelta([], None, TokenFinish("abort"))
             return
+        final: TokenDelta | None = None
         prompt_entries: Sequence[Any] | None = None
         prompt_wanted = request.prompt_logprobs is not None
         self._live[request.id] = None
@@ -178,13 +179,18 @@ class VllmBackend(Backend):
                     prompt_entries = outputs.whole_prompt(output, request)
                 if output.finished:
                     self._live.pop(request.id, None)
-                elif request.id in self._live:
+                    # Given after vLLM's own generator has ended: one that is left where it stands costs a task.
+                    final = outputs.delta(output, request, prompt_entries)
+                    continue
+                if request.id in self._live:
                     self._live[request.id] = output.metrics
                 yield outputs.delta(output, request, prompt_entries)
         except Exception as error:
             self._live.pop(request.id, None)
             raise self._mapped(error) from error
         # Not where the reader was cancelled: vLLM aborts by itself then, and our `abort` waits until that is done.
+        if final is not None:
+            yield final
 
     async def score(self, token_ids: Sequence[int], logprobs: int) -> Score:
         # vLLM always generates a token, for which a full context has no room: so the last one is generated, by

@@ -73,13 +73,19 @@ def _require(engine: str, field: str, value: str, supported: Collection[str]) ->
 
 
 def switched_on(prefix: str, model: StrictModel) -> set[str]:
-    """Dotted names of the fields that ask for something. What is switched off excludes nothing.
+    """Dotted names of the fields that ask for something, and of what they are in. What is off excludes nothing.
 
     Args:
         prefix: of the names.
         model: a configuration or a request.
     """
-    return {prefix + name for name in model.changed() if _value(model, name) is not False}
+    return _with_outer({prefix + name for name in model.changed() if _value(model, name) is not False})
+
+
+def _with_outer(names: set[str]) -> set[str]:
+    """Those names, and each dotted beginning of one: what excludes the whole excludes its fields."""
+    outer = {name.rpartition(".")[0] for name in names} - names - {""}
+    return names | _with_outer(outer) if outer else names
 
 
 def _value(model: StrictModel, name: str) -> object:
@@ -89,12 +95,9 @@ def _value(model: StrictModel, name: str) -> object:
     return found
 
 
-def _check_conflicts(engine: str, capabilities: Capabilities, active: Collection[str]) -> None:
-    def is_active(name: str) -> bool:
-        return any(field == name or field.startswith(f"{name}.") for field in active)
-
+def _check_conflicts(engine: str, capabilities: Capabilities, active: set[str]) -> None:
     for conflict in capabilities.conflicts:
-        if is_active(conflict.first) and is_active(conflict.second):
+        if conflict.first in active and conflict.second in active:
             # The error is about what the caller can still change: the request's field, if one of them is.
             other, named = sorted((conflict.first, conflict.second), key=lambda name: not name.startswith("config."))
             other, named = (name.removeprefix("config.").removeprefix("request.") for name in (other, named))
@@ -103,7 +106,7 @@ def _check_conflicts(engine: str, capabilities: Capabilities, active: Collection
             )
 
 
-def check_request(engine: str, info: BackendInfo, configured: Collection[str], request: GenerateRequest) -> None:
+def check_request(engine: str, info: BackendInfo, configured: set[str], request: GenerateRequest) -> None:
     """Refuse what the loaded engine does not declare.
 
     Args:
@@ -144,7 +147,7 @@ def check_request(engine: str, info: BackendInfo, configured: Collection[str], r
     if capabilities.conflicts:
         asked = [name for name in changed if _value(request, name) is not False]
         active = {name if name.startswith("sampling.") else f"request.{name}" for name in asked}
-        _check_conflicts(engine, capabilities, active.union(configured))
+        _check_conflicts(engine, capabilities, _with_outer(active) | configured)
 
 
 def _check_logprobs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -366,7 +367,7 @@ def collect(chunks: list[Chunk], tokens: TokenRequest, finish: Finish) -> Comple
     """One completion out of a sequence's chunks."""
     return Completion(
         text="".join([chunk.text for chunk in chunks]),
-        token_ids=[token for chunk in chunks for token in chunk.token_ids],
+        token_ids=list(chain.from_iterable([chunk.token_ids for chunk in chunks])),
         prompt_token_ids=tokens.prompt_token_ids,
         finish_reason=finish.reason,
         stop_reason=finish.stop_reason,
