@@ -9,7 +9,7 @@ turns:
 * ``free``: both on all processors that this program may use
 * ``apart``: the frontend on a third of them, the core on the others
 * ``pinned``: each on one
-* ``first``: free, but ahead of all others (``SCHED_FIFO``; needs the right to)
+* ``first``: free, but ahead of all others (``SCHED_FIFO``; left out without the right to)
 * ``awake``: free, with an event loop that never sleeps
 """
 
@@ -23,7 +23,7 @@ import itertools
 import os
 import statistics
 from pathlib import Path
-from time import monotonic, process_time
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -58,13 +58,19 @@ def placements(core: int) -> dict[str, Callable[[], None]]:
 
         return placed
 
-    return {
+    made = {
         "free": both(every, every),
         "apart": both(every[:third], every[third:]),
         "pinned": both(every[:1], every[third : third + 1]),
         "first": both(every, every, first=True),
         "awake": both(every, every),
     }
+    try:
+        made["first"]()
+    except PermissionError:
+        print("first: left out, this program may not", flush=True)
+        del made["first"]
+    return made
 
 
 async def _awake() -> None:
@@ -88,9 +94,9 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             break
         placed()
         awake = asyncio.create_task(_awake()) if name == "awake" else None
-        before, used = core.cpu_times(), process_time()
-        spent, _ = await seconds(subject.generate, options, next(salts))
-        after, used = core.cpu_times(), process_time() - used
+        before = core.cpu_times()
+        spent, used = await seconds(subject.generate, options, next(salts))
+        after = core.cpu_times()
         if awake is not None:
             awake.cancel()
         of_core = after.user + after.system - before.user - before.system

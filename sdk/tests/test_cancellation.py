@@ -6,7 +6,8 @@ from time import monotonic
 
 import anyio
 import pytest
-from anyengine import Engine, RequestTimeout
+from anyengine import Engine, PluginError, RequestTimeout
+from anyengine.backend import TokenDelta
 from anyengine.errors import Misuse
 from anyengine.runtime import choice
 
@@ -39,6 +40,38 @@ async def test_an_exception_in_the_body_aborts_and_is_raised(endless, load, n):
                 async for _ in stream:
                     raise Boom
         assert sorted(backend.aborted) == sorted(ids(backend))
+
+
+async def test_leaving_a_stream_waits_for_an_end_that_is_under_way(faulty, load):
+    aborting, let_go = asyncio.Event(), asyncio.Event()
+
+    async def stream(request):
+        yield TokenDelta([71])
+        if request.id.endswith(".0"):
+            raise Boom
+        await asyncio.Event().wait()
+
+    async def abort(request_id):
+        if request_id.endswith(".1"):
+            aborting.set()
+            await let_go.wait()
+
+    async def read(chunks):
+        async for _ in chunks:
+            pass
+
+    async with load(faulty(stream=stream, abort=abort)) as (engine, _):
+        entered = engine.stream("hi", n=2)
+        reading = asyncio.create_task(read(await entered.__aenter__()))
+        await aborting.wait()  # one has failed, and the reader waits until the other has ended
+        leaving = asyncio.create_task(entered.__aexit__(None, None, None))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not leaving.done()
+        let_go.set()
+        await leaving
+        with pytest.raises(PluginError, match="Boom"):
+            await reading
 
 
 async def test_a_stream_that_is_never_read_reaches_no_engine(endless, load):

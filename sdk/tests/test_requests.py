@@ -214,6 +214,16 @@ def test_a_message_of_pydantic_or_a_nested_model_is_the_same_as_the_model():
     assert caught.value.field == "sampling.top_k"
 
 
+def test_a_model_of_ones_own_kind_is_the_model():
+    class Mine(SamplingParams):
+        """The same under another name."""
+
+    plain, warm = (GenerateRequest(prompt="a", sampling=mine) for mine in (Mine(), Mine(temperature=0.5)))
+    assert (list(plain.changed()), plain.to_dict()) == (["prompt"], {"prompt": "a"})
+    assert list(warm.changed()) == ["prompt", "sampling.temperature"]
+    assert warm.to_dict() == {"prompt": "a", "sampling": {"temperature": 0.5}}
+
+
 def test_models_are_frozen_and_keep_copies():
     schema, stop, bias = {"type": "object", "properties": {}}, ["a"], {1: 1.0}
     request = GenerateRequest(

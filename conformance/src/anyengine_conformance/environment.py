@@ -95,6 +95,8 @@ def engine_version(engine: str, config: EngineConfig) -> str | None:
 def require_known(engine: str, config: EngineConfig) -> None:
     """See that a plugin has that name, here or in an environment; nothing is imported or loaded for it.
 
+    What an environment has that the configuration names, only the first load can tell.
+
     Raises:
         UnknownEngine: none has; says which are installed.
     """
@@ -109,4 +111,4 @@ def require_known(engine: str, config: EngineConfig) -> None:
     except UnknownEngine:
         raise
     except AnyEngineError:
-        pass  # environments have it, and it has no place to run: the first load says so, and why
+        pass  # it is known, or its environment is named, and it has no place to run: the first load says so, and why

@@ -68,6 +68,27 @@ async def _streamed(backend, **fields):
     return [delta async for delta in backend.stream(request)]
 
 
+@pytest.mark.parametrize("method", ["stream", "generate"])
+async def test_vllms_generator_has_ended_when_the_last_tokens_come(backend, method):
+    ended = []
+
+    async def generate(*_, **__):
+        yield output([1], None)
+        yield output([2], None, "length")
+        ended.append(True)
+
+    made = backend(calls={"generate": generate})
+    request = TokenRequest(id="r", prompt_token_ids=PROMPT, sampling=SamplingParams(), max_tokens=2)
+    if method == "generate":
+        assert (await made.generate(request)).finish is not None
+    else:
+        stream = made.stream(request)
+        assert (await anext(stream)).finish is None
+        assert ended == []
+        assert (await anext(stream)).finish is not None
+    assert ended == [True]
+
+
 async def test_a_stream_has_the_logprobs_of_the_prompt_that_came_with_its_first_output(backend):
     answers = [output([1], ENTRIES), output([2], []), output([3], [], "length")]
     *_, last = await _streamed(backend(answers), prompt_logprobs=0)

@@ -61,7 +61,7 @@ class StrictModel(BaseModel):
     def changed(self, prefix: str = "") -> Iterator[str]:
         """Yield the dotted names of the leaf fields whose value differs from the default, in the models' order."""
         for name, value, default, model in self._given():
-            if type(value) is model:
+            if model:
                 yield from value.changed(f"{prefix}{name}.")
             elif value != default:
                 yield prefix + name
@@ -73,17 +73,17 @@ class StrictModel(BaseModel):
         """
         fields: dict[str, Any] = {}
         for name, value, default, model in self._given():
-            if type(value) is model:
+            if model:
                 if content := value.to_dict():
                     fields[name] = content
             elif value != default:
                 fields[name] = value.to_dict() if isinstance(value, StrictModel) else value
         return fields
 
-    def _given(self) -> Iterator[tuple[str, Any, Any, type[StrictModel] | None]]:
-        """Name, value, default, and the default's class if it is a model, of the fields that were given.
+    def _given(self) -> Iterator[tuple[str, Any, Any, bool]]:
+        """Name, value and default of the fields that were given, and whether these are models.
 
-        With that class, models are told from other values, and compared, without pydantic's own ways, which are slow.
+        Models are so told from other values, and compared, without pydantic's own ways, which are slow.
         """
         given = self.model_fields_set
         fields = _defaults(type(self))
@@ -93,12 +93,13 @@ class StrictModel(BaseModel):
 
 
 @cache
-def _defaults(model: type[StrictModel]) -> dict[str, tuple[Any, type[StrictModel] | None]]:
+def _defaults(model: type[StrictModel]) -> dict[str, tuple[Any, bool]]:
+    """Name of each field → its default, and whether that is a model: then every value is one, of the same kind."""
     values = {
         name: info.get_default(call_default_factory=True, validated_data={})
         for name, info in model.model_fields.items()
     }
-    return {name: (value, type(value) if isinstance(value, StrictModel) else None) for name, value in values.items()}
+    return {name: (value, isinstance(value, StrictModel)) for name, value in values.items()}
 
 
 def _explain(model: type[StrictModel], error: ErrorDetails) -> tuple[str, str]:

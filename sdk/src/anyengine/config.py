@@ -160,8 +160,8 @@ class EngineConfig(_Config):
         startup_timeout: seconds that loading may take.
         health_timeout: seconds within which a worker's engine must answer when it is asked whether it works; else it is
             taken for hung, every request fails with :class:`~anyengine.errors.EngineUnresponsive`, and the worker is
-            ended. A single step of the engine must fit. A request that a stop string has ended, and the engine does not
-            end within as many seconds, fails with the same error (in the application's process: 60).
+            ended. A single step of the engine must fit. A request fails with the same error (in the application's
+            process: after 60) if its abort does not return within as many seconds, or its stream does not end after it.
         chat_template: Jinja source that replaces the model's.
         native: the engine's own options, passed as they are. One that clashes with a field above is an error.
     """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Here", "Worker", "choose_place", "describe"]
 
-#: Configuration fields that are about a worker, and mean nothing in the application's process.
+#: Configuration fields that are about a worker; in the application's process none of them can be set.
 _OF_WORKERS = ("env", "environment", "health_timeout", "devices")
 
 

@@ -264,6 +264,16 @@ async def test_what_is_cancelled_twice_has_deleted_what_it_wrote(copies, slow, t
     assert (ended.is_set(), left(tmp_path)) == (True, [])
 
 
+async def test_what_is_cancelled_while_its_folder_is_made_leaves_none(copies, slow, tmp_path):
+    begun, ended = slow(run, "_begin")
+    task = asyncio.create_task(made(copies, tmp_path))
+    await asyncio.to_thread(begun.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (ended.is_set(), left(tmp_path)) == (True, [])
+
+
 async def test_what_is_cancelled_while_its_manifest_is_written_writes_nothing_more(copies, slow, tmp_path):
     begun, ended = slow(run, "write_manifest")
     task = asyncio.create_task(made(copies, tmp_path, oracle=None))

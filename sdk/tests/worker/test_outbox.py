@@ -102,6 +102,15 @@ async def test_what_waits_is_one_chunk_and_grows_in_place(box):
         assert [entry.token_id for entry in merged.logprobs] == [1, 2, 3, 4]
 
 
+async def test_a_stream_that_the_worker_has_ended_is_not_over_while_something_of_it_lies_here():
+    mailbox = Mailbox(asyncio.get_running_loop())
+    mailbox.put(ChunkItem(1, 0, "a", [1], None))
+    mailbox.end()
+    assert (mailbox.ended.done(), mailbox.drained) == (True, False)
+    await mailbox.take()
+    assert mailbox.drained
+
+
 async def test_an_engine_that_gives_numbers_of_numpy_harms_the_request_only(worker):
     async with worker("foreign") as engine:
         good = asyncio.create_task(engine.generate("hi", max_tokens=4))

@@ -186,9 +186,9 @@ class VllmBackend(Backend):
                     self._live[request.id] = output.metrics
                 yield outputs.delta(output, request, prompt_entries)
         except Exception as error:
+            # Not where the reader was cancelled: vLLM aborts by itself then, and our `abort` waits until that is done.
             self._live.pop(request.id, None)
             raise self._mapped(error) from error
-        # Not where the reader was cancelled: vLLM aborts by itself then, and our `abort` waits until that is done.
         if final is not None:
             yield final
 

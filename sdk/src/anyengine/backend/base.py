@@ -223,7 +223,7 @@ class Backend(ABC):
 
     @abstractmethod
     async def abort(self, request_id: str) -> None:
-        """End a request now. Idempotent; unknown and finished ids are fine."""
+        """End a request now, within ``health_timeout``. Idempotent; unknown and finished ids are fine."""
 
     @abstractmethod
     async def stats(self) -> EngineStats:

@@ -7,8 +7,8 @@ ends, and nothing more is written afterwards.
 
 from __future__ import annotations
 
+import secrets
 import shutil
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,8 +53,10 @@ async def quantize(
     text = calibration_of(calibration)
     place = choose_quantizer(engine, scheme, text, isolation=isolation, environment=environment)
     name = place.description.name if isinstance(place, Here) else place.engine
-    unfinished = await anyio.to_thread.run_sync(_unfinished, output)
+    unfinished = _beside(output)
     try:
+        # asyncio's own cancellation leaves a thread to itself, and it would write while its folder is deleted.
+        await despite_cancellation(anyio.to_thread.run_sync(_begin, output, unfinished))
         made = await _make(place, model, revision, scheme, unfinished, text, progress or _ignore)
         drift, reason = await measured(oracle, Path(made.path), unfinished)
         manifest = Manifest(
@@ -68,7 +70,6 @@ async def quantize(
             drift_unmeasured=reason,
             files={},
         )
-        # asyncio's own cancellation leaves a thread to itself, and this one would write while its folder is deleted.
         await despite_cancellation(anyio.to_thread.run_sync(_seal, unfinished, Path(made.path), manifest))
         await despite_cancellation(anyio.to_thread.run_sync(_move, unfinished, output))
     except OSError as error:
@@ -116,13 +117,18 @@ async def _make(
     )
 
 
-def _unfinished(output: Path) -> Path:
-    """The folder that the work is done in."""
+def _beside(output: Path) -> Path:
+    """A place for the folder that the work is done in."""
+    return output.absolute().parent / f".{output.name}-{secrets.token_hex(4)}"
+
+
+def _begin(output: Path, unfinished: Path) -> None:
+    """Make the folder that the work is done in."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InvalidConfig(f"output: {output} is there already and not an empty folder", field="output")
     try:
-        output.absolute().parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.absolute().parent))
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.mkdir(mode=0o700)
     except OSError as error:
         if is_full(error):
             raise OutOfSpace(f"output: the disk is full: {error}", field="output") from error

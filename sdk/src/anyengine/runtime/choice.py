@@ -87,6 +87,7 @@ class ChoiceStream:
         self._count = 0
         self._over = False
         self._late = False
+        self._hung = False  # an abort did not return: another one would be waited for in vain
         # What a timeout hands over; kept only where there can be one.
         self._partial: list[Chunk] | None = None if self._deadline is None else []
 
@@ -332,6 +333,7 @@ class ChoiceStream:
                 await self._hooks.abort(request_id=self.tokens.id)
         except Exception as error:
             if limit.expired() and isinstance(error, TimeoutError):
+                self._hung = True
                 raise self._hangs("its plugin's abort does not return") from error
             raise mapped(error, self._engine) from cause(error)
 
@@ -345,7 +347,8 @@ class ChoiceStream:
             return
         source, self._source = self._source, None
         try:
-            await despite_cancellation(self._abort())
+            if not self._hung:
+                await despite_cancellation(self._abort())
         finally:
             try:
                 aclose = getattr(source, "aclose", None)

@@ -57,7 +57,7 @@ class FanOut:
     @property
     def ended(self) -> bool:
         """See :class:`anyengine.runtime.base.ChunkStream`."""
-        return self._over and not self._tasks
+        return self._over and not self._tasks and all(choice.ended for choice in self._choices)
 
     async def _pump(self, choice: ChoiceStream) -> None:
         taken = asyncio.Event()

@@ -86,8 +86,8 @@ class Engine:
         """Make a quantised checkpoint: a Hugging Face checkpoint, with a manifest in ``anyengine.json``.
 
         The manifest says what it was made of and how, has the hashes of all files, and how far the quantised model is
-        from the float one on held-out text. The folder appears when it is whole; cancelling stops the work and leaves
-        nothing behind.
+        from the float one on held-out text. The folder appears when it is whole; cancelling before stops the work and
+        leaves nothing behind.
 
         Args:
             engine: whose toolchain does it.

@@ -181,7 +181,7 @@ class _Chunks:
 
     @property
     def ended(self) -> bool:
-        return self._mailbox.ended.done()
+        return self._mailbox.drained
 
     async def aclose(self) -> None:
         self._over = True

@@ -54,6 +54,11 @@ class Mailbox:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
+    @property
+    def drained(self) -> bool:
+        """Whether the worker holds nothing of the stream, and nothing lies here."""
+        return self.ended.done() and not self._chunks
+
     async def take(self) -> Chunk:
         """The next chunk.
 
