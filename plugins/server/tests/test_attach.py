@@ -335,10 +335,11 @@ async def test_an_error_in_a_stream_is_raised_after_what_came_before(attached: A
             async with engine.stream("Once upon a time", sampling=GREEDY, max_tokens=20) as stream:
                 async for chunk in stream:
                     got += chunk.token_ids
-        # Nothing that came is lost: the server fails after the event that has the third token, and perhaps the next.
-        whole = await engine.generate("Once upon a time", sampling=GREEDY, max_tokens=len(got))
+        # Nothing that came is lost: the server fails after the event that has the third token, and perhaps the next. Of
+        # more than three tokens the event need not be the same again, and the server would fail before the last.
+        whole = await engine.generate("Once upon a time", sampling=GREEDY, max_tokens=3)
     assert len(got) >= 3
-    assert got == whole.token_ids
+    assert got[:3] == whole.token_ids
 
 
 async def test_a_server_that_goes_away_is_a_death(attached: Any):
