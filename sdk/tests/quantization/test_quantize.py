@@ -264,18 +264,9 @@ async def test_what_is_cancelled_twice_has_deleted_what_it_wrote(copies, slow, t
     assert (ended.is_set(), left(tmp_path)) == (True, [])
 
 
-async def test_what_is_cancelled_while_its_folder_is_made_leaves_none(copies, slow, tmp_path):
-    begun, ended = slow(run, "_begin")
-    task = asyncio.create_task(made(copies, tmp_path))
-    await asyncio.to_thread(begun.wait)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert (ended.is_set(), left(tmp_path)) == (True, [])
-
-
-async def test_what_is_cancelled_while_its_manifest_is_written_writes_nothing_more(copies, slow, tmp_path):
-    begun, ended = slow(run, "write_manifest")
+@pytest.mark.parametrize("step", ["_begin", "write_manifest"])
+async def test_what_is_cancelled_while_it_writes_a_file_or_folder_writes_nothing_more(copies, slow, tmp_path, step):
+    begun, ended = slow(run, step)
     task = asyncio.create_task(made(copies, tmp_path, oracle=None))
     await asyncio.to_thread(begun.wait)
     task.cancel()

@@ -331,7 +331,7 @@ class ChoiceStream:
         try:
             async with limit:
                 await self._hooks.abort(request_id=self.tokens.id)
-        except Exception as error:
+        except Exception as error:  # mapped, never swallowed
             if limit.expired() and isinstance(error, TimeoutError):
                 self._hung = True
                 raise self._hangs("its plugin's abort does not return") from error
