@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from asyncio.base_subprocess import BaseSubprocessTransport
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from anyengine.errors import EngineDied
-from anyengine.worker.supervisor import descendants
+from anyengine.worker.supervisor import descendants, is_running
 from anyengine_server import ServerProcess
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: Prints its child's process id, and waits; the child has left its group.
 PARENT = """
@@ -44,13 +46,6 @@ async def start(*options: str, source: str = PARENT) -> ServerProcess:
     )
 
 
-def there(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
-    except OSError:
-        return False
-
-
 async def pids(process: ServerProcess) -> list[int]:
     async def ready() -> bool:
         return "ready" in process.log()
@@ -65,7 +60,7 @@ async def stopped(process: ServerProcess, every: list[int], patience: float = 0)
     left = every
     try:
         done, _ = await asyncio.wait([stopping], timeout=30)
-        left = list(filter(there, every))
+        left = list(filter(is_running, every))
         assert (bool(done), left) == (True, [])
     finally:
         for pid in left:
@@ -81,7 +76,7 @@ async def test_it_is_asked_to_end_first():
     await process.stop()
     assert process.exit_status == 3
     assert process.log()[-1] == "ending"
-    assert not any(map(there, every))
+    assert not any(map(is_running, every))
 
 
 async def test_what_has_no_handler_of_its_own_ends_when_it_is_asked_to():
@@ -89,7 +84,7 @@ async def test_what_has_no_handler_of_its_own_ends_when_it_is_asked_to():
     every = await pids(process)
     await process.stop(patience=60)  # it is not waited for
     assert process.exit_status == 128 + signal.SIGTERM
-    assert not any(map(there, every))
+    assert not any(map(is_running, every))
 
 
 async def test_the_guard_ends_for_no_signal_of_its_own():
@@ -98,7 +93,7 @@ async def test_the_guard_ends_for_no_signal_of_its_own():
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(process.pid, signum)
     assert await process.death(patience=0.3) is None
-    assert all(map(there, every))
+    assert all(map(is_running, every))
     await process.stop()
     assert process.exit_status == 3
 
@@ -107,9 +102,9 @@ async def test_what_does_not_end_is_killed_with_all_that_it_started():
     process = await start("--stubborn")
     every = await pids(process)
     assert len(every) == 3
-    assert all(map(there, every))
+    assert all(map(is_running, every))
     await process.stop(patience=0.2)
-    assert not any(map(there, every))
+    assert not any(map(is_running, every))
 
 
 async def test_a_child_is_found_whose_parent_dies_in_the_moment_of_the_search(monkeypatch, tmp_path: Path):
@@ -181,6 +176,26 @@ async def test_a_guard_that_does_not_do_its_work_is_ended_with_all_that_is_below
     assert process.exit_status == -signal.SIGKILL
 
 
+async def test_what_is_killed_instead_of_by_the_guard_is_waited_for(monkeypatch):
+    monkeypatch.setattr("anyengine_server.child._GUARD_SECONDS", 0.2)
+    process = await start("--stubborn")
+    every = await pids(process)
+    kill, loop = os.kill, asyncio.get_running_loop()
+
+    def at_once(pid: int, signum: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            kill(pid, signum)
+
+    def late(pid: int, signum: int) -> None:
+        """For those below the guard, as a kernel with much to do."""
+        loop.call_later(1.5 if pid in every[1:] else 0, at_once, pid, signum)  # their output is waited for a second
+
+    os.kill(process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(os, "kill", late)
+    await stopped(process, every)
+    assert process.exit_status == -signal.SIGKILL
+
+
 async def test_an_end_is_told_with_its_status_and_last_words():
     process = await start(source="print('what went wrong'); raise SystemExit(7)")
 
@@ -201,7 +216,7 @@ async def test_a_killed_server_leaves_no_child_and_tells_its_signal():
     error = await process.death(patience=10)
     assert error is not None
     assert error.exit_status == -signal.SIGKILL
-    assert not any(map(there, every))
+    assert not any(map(is_running, every))
     await process.stop()
 
 
@@ -244,14 +259,14 @@ asyncio.run(main())
     assert application.stdout is not None
     every = [int(word) for word in application.stdout.readline().split()]
     assert len(every) == 3
-    assert all(map(there, every))
+    assert all(map(is_running, every))
     application.kill()
     application.wait()
     application.stdout.close()
     deadline = time.monotonic() + 20
-    while any(map(there, every)) and time.monotonic() < deadline:
+    while any(map(is_running, every)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not any(map(there, every))
+    assert not any(map(is_running, every))
 
 
 async def test_stopping_may_be_cancelled_and_still_stops():
@@ -262,7 +277,7 @@ async def test_stopping_may_be_cancelled_and_still_stops():
     stopping.cancel()
     results: Any = await asyncio.gather(stopping, return_exceptions=True)
     assert len(results) == 1
-    assert not any(map(there, every))
+    assert not any(map(is_running, every))
 
 
 async def test_starting_may_be_cancelled_and_leaves_nothing(monkeypatch):
@@ -286,7 +301,7 @@ async def test_starting_may_be_cancelled_and_leaves_nothing(monkeypatch):
     go.set()
     done, _ = await asyncio.wait([starting], timeout=20)
     every = [*pids, *below]
-    left = list(filter(there, every))
+    left = list(filter(is_running, every))
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert (bool(done), left) == (True, [])

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from anyengine.worker import heartbeat, supervisor
+from anyengine.worker import supervisor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -47,8 +47,8 @@ def test_a_process_that_vanishes_in_the_moment_of_the_search_is_no_error(vanishi
 def test_the_name_of_a_process_may_be_any_bytes(monkeypatch, tmp_path):
     stat = tmp_path / "stat"
     stat.write_bytes(b"1 (\xff) \xfe) T 2 3")
-    monkeypatch.setattr(heartbeat, "Path", lambda _: stat)
-    assert heartbeat._state(1) == "T"
+    monkeypatch.setattr(supervisor, "Path", lambda _: stat)
+    assert supervisor.process_state(1) == "T"
 
 
 @pytest.fixture

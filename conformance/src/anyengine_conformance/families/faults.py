@@ -10,11 +10,10 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyengine import EngineDied, EngineUnresponsive, InvalidConfig
-from anyengine.worker.supervisor import descendants
+from anyengine.worker.supervisor import descendants, is_running
 
 from anyengine_conformance.at_once import begun
 from anyengine_conformance.check import OWN, check, family
@@ -77,17 +76,10 @@ def _processes(engine: Engine) -> list[int]:
 async def _left(pids: list[int]) -> list[int]:
     """Those that are still there; one that was killed is given a moment to end."""
     for _ in range(100):
-        if not any(map(_is_there, pids)):
+        if not any(map(is_running, pids)):
             break
         await asyncio.sleep(0.05)
-    return [pid for pid in pids if _is_there(pid)]
-
-
-def _is_there(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in {"Z", "X"}
-    except OSError:
-        return False
+    return [pid for pid in pids if is_running(pid)]
 
 
 async def _suffer(t: Context, signum: int) -> _Seen:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from anyengine.backend.cancellation import despite_cancellation
 from anyengine.errors import EngineDied, EngineStartupError
-from anyengine.worker.supervisor import descendants
+from anyengine.worker.supervisor import descendants, is_running
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -33,6 +33,8 @@ _ASK_EVERY = 0.1
 _LAST_WORDS = 1.0
 #: Seconds that the guard is given to end everything, before it is ended from here.
 _GUARD_SECONDS = 25.0
+#: Seconds that what is killed from here is given to be gone; a driver may hold a process for a while.
+_KILL_SECONDS = 20.0
 #: Number of its output among its pipes.
 _OUTPUT = 1
 _GUARD = Path(__file__).with_name("guard.py")
@@ -206,13 +208,27 @@ class ServerProcess:
         line.write(b"k")
         line.close()
         if not await self._ended(_GUARD_SECONDS):
-            self._kill()
+            await self._kill()
             await self._ended(_GUARD_SECONDS)
         await asyncio.wait([self._watch.silent], timeout=_LAST_WORDS)
         self._transport.close()  # the output too, whoever holds its other end
 
-    def _kill(self) -> None:
-        """End what the guard should have ended, and the guard."""
-        for pid in (*descendants(self.pid), self.pid):
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+    async def _kill(self) -> None:
+        """End what the guard should have ended, and then the guard: while it is there, orphans are below it."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _KILL_SECONDS
+        while below := self._below():
+            for pid in below:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            if loop.time() > deadline:
+                break
+            await asyncio.sleep(0.01)  # what was killed is not gone at once
+        with contextlib.suppress(ProcessLookupError):
+            self._transport.kill()
+
+    def _below(self) -> list[int]:
+        """What runs below the guard. Nothing where that has ended: its number may be another's by now."""
+        if self._watch.ended.done():
+            return []
+        return list(filter(is_running, descendants(self.pid)))

@@ -11,13 +11,12 @@ import os
 import sys
 import threading
 from collections import deque
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from anyengine.worker.errors import encode_error
 from anyengine.worker.protocol import Failed, Heartbeat, Log, frame
-from anyengine.worker.supervisor import descendants
+from anyengine.worker.supervisor import descendants, process_state
 
 if TYPE_CHECKING:
     import socket
@@ -103,21 +102,11 @@ class ControlThread(logging.Handler):
         """Processes of the engine that have stood still, stopped by a signal, for several beats."""
         if sys.platform != "linux":
             return ()
-        stopped = {pid: self._stopped.get(pid, 0) + 1 for pid in descendants(os.getpid()) if _state(pid) in {"T", "t"}}
-        self._stopped = stopped
-        return tuple(pid for pid, beats in stopped.items() if beats >= _STOPPED_BEATS)
+        stopped = filter(lambda pid: process_state(pid) in {"T", "t"}, descendants(os.getpid()))
+        self._stopped = {pid: self._stopped.get(pid, 0) + 1 for pid in stopped}
+        return tuple(pid for pid, beats in self._stopped.items() if beats >= _STOPPED_BEATS)
 
 
 def _clean(text: str) -> str:
     """As UTF-8 has it."""
     return text.encode(errors="replace").decode()
-
-
-def _state(pid: int) -> str:
-    """The letter of proc(5), or nothing if there is no such process any more."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return ""
-    # The command's name stands in brackets and may hold anything.
-    return stat.rpartition(")")[2].split()[0]

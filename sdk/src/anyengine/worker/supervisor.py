@@ -21,7 +21,16 @@ import sys
 import time
 from pathlib import Path
 
-__all__ = ["adopt_orphans", "descendants", "die_with_parent", "end_all", "readable", "supervise"]
+__all__ = [
+    "adopt_orphans",
+    "descendants",
+    "die_with_parent",
+    "end_all",
+    "is_running",
+    "process_state",
+    "readable",
+    "supervise",
+]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -157,3 +166,18 @@ def descendants(pid: int) -> list[int]:
                 found += children
                 waiting += children
     return found
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and more left of it than its exit status (Linux)."""
+    return process_state(pid) not in {"", "X", "Z"}
+
+
+def process_state(pid: int) -> str:
+    """The letter of proc(5) for its state; nothing if there is no such process any more (Linux)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return ""
+    # The command's name stands in brackets and may hold anything.
+    return stat.rpartition(")")[2].split()[0]
