@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from anyengine.worker.supervisor import is_running
 from anyengine_conformance.report import write_report
 
 if TYPE_CHECKING:
@@ -177,18 +178,11 @@ def still_running() -> Callable[[Iterable[int]], list[int]]:
 
     def running(pids: Iterable[int]) -> list[int]:
         deadline = time.monotonic() + 5
-        while (left := [pid for pid in pids if _alive(pid)]) and time.monotonic() < deadline:
+        while (left := list(filter(is_running, pids))) and time.monotonic() < deadline:
             time.sleep(0.05)
         return left
 
     return running
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
-    except OSError:
-        return False
 
 
 class Gpu:

@@ -53,6 +53,16 @@ def test_two_processes_report_as_one_does(tmp_path):
     assert (one.suite, one.subject) == (two.suite, two.subject)
 
 
+def test_what_every_process_would_refuse_is_refused_once(tmp_path):
+    (xfails := tmp_path / "xfails.toml").write_text(
+        '[[xfail]]\nid = "stopping.length-is-exact"\nreason = "r"\nlink = "l"\nuntil = 2020-01-01\n'
+    )
+    words = ["conformance", "run", "reference", "--only", "stopping", "--jobs", "2", "--xfails", str(xfails)]
+    result = CliRunner().invoke(main, words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.count("stopping.length-is-exact expired on 2020-01-01") == 1
+
+
 def test_reports_that_do_not_belong_together_are_not_merged(tmp_path):
     file = tmp_path / "r.json"
     CliRunner().invoke(

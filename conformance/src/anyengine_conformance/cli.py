@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from anyengine_conformance.check import Check
     from anyengine_conformance.interrupts import Interrupts
     from anyengine_conformance.results import Report
+    from anyengine_conformance.runner import Listener, Runner
     from anyengine_conformance.settings import ExpectedFailure, Settings
 
 __all__ = ["conformance"]
@@ -106,7 +107,7 @@ def run(output: Output, /, engine: str | None, only: tuple[str, ...], **options:
     with Interrupts() as interrupts:
         try:
             if options["jobs"] > 1:
-                report = _parallel(output, checks, base, options)
+                report = _parallel(output, settings, expected, checks, base, options)
             else:
                 report = _alone(output, settings, expected, checks, base, options, interrupts)
         except KeyboardInterrupt as error:  # before there was anything to report
@@ -134,21 +135,12 @@ def _alone(
     """Run in this process."""
     from anyengine_conformance.capture import Capture  # noqa: PLC0415 heavy for `--help`
     from anyengine_conformance.progress import Progress  # noqa: PLC0415
-    from anyengine_conformance.runner import Runner  # noqa: PLC0415
 
     with Capture() as capture:
         live = capture.stderr.isatty() and not output.json
         stream = capture.stderr if output.json or live else capture.stdout
         progress = Progress(stream, capture, verbose=options["verbose"], live=live)
-        runner = Runner(
-            settings,
-            profile=options["profile"],
-            seed=options["seed"],
-            expected={name: entry for name, entry in expected.items() if name in {made.id for made in checks}},
-            listener=progress,
-            base=base,
-            probe=options["probe"],
-        )
+        runner = _runner(settings, expected, checks, base, options, progress)
         try:
             runner.open()
             report = runner.run(checks)
@@ -159,10 +151,43 @@ def _alone(
             progress.close()
 
 
-def _parallel(output: Output, checks: list[Check], base: list[str], options: dict[str, Any]) -> Report:
+def _runner(
+    settings: Settings,
+    expected: dict[str, ExpectedFailure],
+    checks: list[Check],
+    base: list[str],
+    options: dict[str, Any],
+    listener: Listener | None = None,
+) -> Runner:
+    from anyengine_conformance.runner import Runner  # noqa: PLC0415 heavy for `--help`
+
+    return Runner(
+        settings,
+        profile=options["profile"],
+        seed=options["seed"],
+        expected={name: entry for name, entry in expected.items() if name in {made.id for made in checks}},
+        listener=listener,
+        base=base,
+        probe=options["probe"],
+    )
+
+
+def _parallel(
+    output: Output,
+    settings: Settings,
+    expected: dict[str, ExpectedFailure],
+    checks: list[Check],
+    base: list[str],
+    options: dict[str, Any],
+) -> Report:
     """Run in several processes."""
     from anyengine_conformance.shards import run_shards  # noqa: PLC0415 heavy for `--help`
 
+    runner = _runner(settings, expected, checks, base, options)
+    try:
+        runner.open()  # what each of them would refuse is refused once
+    finally:
+        runner.close()
     words = [*base, *(["--verbose"] if options["verbose"] else [])]
     if options["profile"] == "explore":
         seed = options["seed"]

@@ -52,14 +52,6 @@ def worker(python, monkeypatch):
     return loaded
 
 
-def alive(pid):
-    """Whether there is such a process, and not only its exit status."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
-    except OSError:
-        return False
-
-
 @pytest.fixture
 def processes():
     """``processes(engine)``: pids of its supervisor and everything below it."""
@@ -76,9 +68,11 @@ def processes():
 def gone():
     """``gone(pids)``: those that are still there; one that was killed is given a moment to end."""
 
+    from anyengine.worker.supervisor import is_running
+
     def left(pids, most=0):
         deadline = time.monotonic() + 30
-        while len(found := [pid for pid in pids if alive(pid)]) > most and time.monotonic() < deadline:
+        while len(found := [pid for pid in pids if is_running(pid)]) > most and time.monotonic() < deadline:
             time.sleep(0.02)
         return found
 

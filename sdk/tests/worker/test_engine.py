@@ -16,9 +16,11 @@ from anyengine import (
     RequestTimeout,
     SamplingParams,
     SchedulingConfig,
+    UnknownEngine,
     UnsupportedCapability,
     UnsupportedParameter,
 )
+from anyengine.place import Worker
 
 
 async def test_the_reference_engine_gives_the_same_in_a_worker():
@@ -38,6 +40,14 @@ async def test_the_reference_engine_gives_the_same_in_a_worker():
         stats = await there.stats()
         assert (stats.running, stats.generated_tokens) == (0, (await here.stats()).generated_tokens)
         await there.health()
+
+
+async def test_an_environment_that_lacks_the_engine_is_named(python, monkeypatch):
+    monkeypatch.setattr("anyengine.loading.choose_place", lambda engine, _config: Worker(engine, python, "other"))
+    with pytest.raises(UnknownEngine, match="environment: in 'other' no engine is named 'nothing'; ") as caught:
+        await Engine.load("nothing")
+    assert (caught.value.engine, caught.value.field) == ("nothing", "environment")
+    assert str(caught.value).endswith("`anyengine env list` shows what each environment has")
 
 
 async def test_streams_of_several_sequences_end_each_with_one_finish(worker):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from anyengine._concurrency import Once, despite_cancellation
-from anyengine.errors import AnyEngineError, EngineClosed, EngineStartupError
+from anyengine.errors import AnyEngineError, EngineClosed, EngineStartupError, UnknownEngine
 from anyengine.outputs import Completion, Embedding, Score
 from anyengine.runtime.base import Prepared, Runtime
 from anyengine.stats import EngineStats
@@ -62,7 +62,7 @@ async def start_worker(place: Worker, config: EngineConfig) -> tuple[ModelFiles,
     except BaseException as error:
         await despite_cancellation(end_worker(process, connection, job))
         if isinstance(error, AnyEngineError):
-            error.engine = error.engine or place.engine
+            _locate(error, place)
         raise
 
 
@@ -126,6 +126,16 @@ async def end_worker(
     if job is not None:
         await asyncio.gather(job, return_exceptions=True)  # hung up on, it has ended
     await process.gone(_GRACE)
+
+
+def _locate(error: AnyEngineError, place: Worker) -> None:
+    """Say where it comes from."""
+    error.engine = error.engine or place.engine
+    if isinstance(error, UnknownEngine) and place.environment is not None:
+        error.field = "environment"
+        hint = "`anyengine env list` shows what each environment has"
+        error.message = f"environment: in {place.environment!r} {error.message}; {hint}"
+        error.args = (error.message,)
 
 
 def _late(place: Worker, process: WorkerProcess, seconds: float) -> EngineStartupError:
