@@ -146,7 +146,7 @@ def out_of_time(monkeypatch):
         in_time = ChoiceStream._next_in_time
 
         async def next_in_time(self, deadline):
-            given[self.tokens.id] = self._count
+            given[self.tokens.id] = self._transcript.count
             over = sum(count >= tokens for count in given.values()) >= sequences
             return await in_time(self, 0.0 if over else deadline)
 

@@ -1,10 +1,9 @@
-"""One sequence: token deltas of the backend in, chunks of text out. The per-token path."""
+"""One sequence in the engine: let in, read, and ended, however it ends."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -13,26 +12,22 @@ from msgspec.structs import replace
 from anyengine._concurrency import despite_cancellation
 from anyengine.backend import TokenDelta, TokenFinish
 from anyengine.errors import AnyEngineError, EngineUnresponsive, RequestTimeout
-from anyengine.outputs import Chunk, Completion, Finish, Timings, Usage
 from anyengine.runtime.contract import (
     broken,
     cancelled_itself,
     cause,
-    check_finish,
-    check_logprobs,
     check_prompt_logprobs,
-    check_terminator,
     check_types,
     mapped,
     wrong_delta,
 )
-from anyengine.text.detokenizer import Detokenizer
+from anyengine.runtime.transcript import Transcript
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from anyengine.backend import TokenRequest
-    from anyengine.outputs import FinishReason
+    from anyengine.outputs import Chunk, Completion
     from anyengine.request import GenerateRequest
     from anyengine.runtime.admission import Admission
     from anyengine.text.decoding import DecoderTable
@@ -72,19 +67,11 @@ class ChoiceStream:
         self._patience = patience
         self._deadline = None if request.timeout is None else called + request.timeout
         self._request = request
-        self._text = Detokenizer(
-            table,
-            stops=tuple(request.stop),
-            min_tokens=request.min_tokens,
-            skip_special_tokens=request.skip_special_tokens,
-            include_stop=request.include_stop,
+        self._transcript = Transcript(
+            request=request, tokens=tokens, index=index, engine=engine, table=table, called=called
         )
-        self._terminators = tokens.terminators
         self._source: AsyncIterator[TokenDelta] | None = None
         self._submitted: float | None = None  # None again once the place is given back
-        self._queue: float | None = None
-        self._first_token: float | None = None
-        self._count = 0
         self._over = False
         self._late = False
         self._hung = False  # an abort did not return: another one would be waited for in vain
@@ -103,7 +90,7 @@ class ChoiceStream:
                 delta = await (self._source or await self._start()).__anext__()
             else:
                 delta = await self._next_in_time(self._deadline)
-            chunk = self._chunk(delta)
+            chunk = self._transcript.chunk(delta)
             if chunk.finish is not None:
                 self._over = True
                 chunk = await self._end(chunk, delta)
@@ -135,12 +122,10 @@ class ChoiceStream:
             else:
                 await self._admit()
                 delta = _checked(await self._hooks.generate(request=self.tokens))
-                chunks = [self._chunk(delta, streamed=False)]
+                chunks = [self._transcript.chunk(delta, streamed=False)]
                 self._over = True
                 self._release()
-            finish = chunks[-1].finish
-            if finish is None:
-                raise broken(self._engine, "gave a result without a finish")
+            return self._transcript.completion(chunks)
         except Exception as error:  # noqa: BLE001 mapped, never swallowed
             raise await self._failed(error, delta) from cause(error)
         except BaseException as error:
@@ -148,22 +133,19 @@ class ChoiceStream:
                 raise await self._failed(broken(self._engine, "cancelled its own request")) from None
             await self.close_after(error)
             raise
-        return collect(chunks, self.tokens, finish)
 
     def partial(self) -> Completion | None:
         """What there is when the time is up; None if no token has come. Nothing more can be read afterwards."""
         chunks = self._partial
-        if not chunks or not self._count:
+        if not chunks or not self._transcript.count:
             return None
-        finish = chunks[-1].finish
-        if finish is None:
-            finish = self._finish("abort", None, None)
-            # What was held back as the possible beginning of a stop string, or of a character.
-            chunks.append(Chunk(self._text.finish(), [], None, self.index, finish))
-        return collect(chunks, self.tokens, finish)
+        if chunks[-1].finish is None:
+            chunks.append(self._transcript.cut_off())
+        return self._transcript.completion(chunks)
 
     def _timed_out(self) -> RequestTimeout:
-        message = f"the request ran past its timeout of {self._request.timeout} s, after {self._count} tokens"
+        after = f"after {self._transcript.count} tokens"
+        message = f"the request ran past its timeout of {self._request.timeout} s, {after}"
         return RequestTimeout(message, engine=self._engine, partial=self.partial())
 
     async def _failed(self, error: Exception, delta: TokenDelta | None = None) -> AnyEngineError:
@@ -189,7 +171,7 @@ class ChoiceStream:
         reserved, self._reserved = self._reserved, False
         await self._admission.acquire(self._flow, reserved=reserved)
         self._submitted = monotonic()
-        self._queue = self._submitted - self._called
+        self._transcript.queue = self._submitted - self._called
 
     async def _start(self) -> AsyncIterator[TokenDelta]:
         if self._submitted is None:
@@ -215,59 +197,6 @@ class ChoiceStream:
             if not limit.expired():  # the engine's own, not ours
                 raise
             raise self._timed_out() from error
-
-    def _chunk(self, delta: TokenDelta, *, streamed: bool = True) -> Chunk:  # noqa: C901 a call would cost more
-        """Text and accounting for one delta."""
-        token_ids = delta.token_ids
-        finish = delta.finish
-        for token_id in token_ids:  # what only equals an int (3.0, True, NumPy's) would come out as text, or not at all
-            if type(token_id) is not int:
-                raise wrong_delta(self._engine, delta) or broken(self._engine, f"gave the token id {token_id!r}")
-        total = self._count + len(token_ids)
-        # This runs for every token: what is rare, or asked for rarely, is checked elsewhere.
-        if finish is not None:
-            check_finish(self._engine, self.tokens, delta, finish, total)
-        elif not token_ids:
-            raise broken(self._engine, "gave a delta without a token that is not the last one")
-        if total > self.tokens.max_tokens:
-            raise broken(self._engine, f"gave {total} tokens where max_tokens is {self.tokens.max_tokens}")
-        if not self._terminators.isdisjoint(token_ids):
-            check_terminator(self._engine, self.tokens, token_ids, finish, total)
-        if delta.logprobs is not None or self.tokens.logprobs is not None:
-            check_logprobs(self._engine, self.tokens, token_ids, delta.logprobs)
-        if streamed and token_ids and self._first_token is None:
-            self._first_token = monotonic()
-        by_token = finish is not None and finish.reason == "stop"
-        text = self._text.feed(token_ids, terminated=by_token)
-        if finish is not None and self._text.stopped is None:
-            text += self._text.finish()
-        match = self._text.stopped
-        if match is not None:
-            # Tokens beyond the one that completed the stop string are discarded, never counted.
-            keep = self._text.num_tokens - self._count
-            self._count += keep
-            logprobs = None if delta.logprobs is None else delta.logprobs[:keep]
-            return Chunk(text, token_ids[:keep], logprobs, self.index, self._finish("stop", match.stop, finish))
-        self._count = total
-        if finish is None:
-            return Chunk(text, token_ids, delta.logprobs, self.index)
-        end = self._finish(finish.reason, token_ids[-1] if by_token else None, finish)
-        return Chunk(text, token_ids, delta.logprobs, self.index, end)
-
-    def _finish(self, reason: FinishReason, stop_reason: str | int | None, finish: TokenFinish | None) -> Finish:
-        total = monotonic() - self._called
-        return Finish(
-            reason,
-            stop_reason,
-            Usage(len(self.tokens.prompt_token_ids), self._count, None if finish is None else finish.cached_tokens),
-            Timings(
-                queue=total if self._queue is None else self._queue,
-                time_to_first_token=None if self._first_token is None else self._first_token - self._called,
-                total=total,
-            ),
-            self.tokens.sampling.seed,
-            None if finish is None else finish.prompt_logprobs,
-        )
 
     async def _end(self, chunk: Chunk, delta: TokenDelta) -> Chunk:
         """Leave the engine; where a stop string ended the text before the engine did, hear its last word first."""
@@ -364,20 +293,3 @@ def _checked(result: object) -> TokenDelta:
     if not isinstance(result, TokenDelta):
         raise TypeError(f"generate returned a {type(result).__name__}, not a TokenDelta")
     return result
-
-
-def collect(chunks: list[Chunk], tokens: TokenRequest, finish: Finish) -> Completion:
-    """One completion out of a sequence's chunks."""
-    return Completion(
-        text="".join([chunk.text for chunk in chunks]),
-        token_ids=list(chain.from_iterable([chunk.token_ids for chunk in chunks])),
-        prompt_token_ids=tokens.prompt_token_ids,
-        finish_reason=finish.reason,
-        stop_reason=finish.stop_reason,
-        usage=finish.usage,
-        timings=finish.timings,
-        seed=finish.seed,
-        logprobs=None if tokens.logprobs is None else [entry for chunk in chunks for entry in chunk.logprobs or ()],
-        prompt_logprobs=finish.prompt_logprobs,
-        index=chunks[0].index if chunks else 0,
-    )
