@@ -75,3 +75,10 @@ def test_a_token_that_cannot_be_is_found_at_once():
 )
 def test_the_binomial_tail(successes: int, trials: int, probability: float, expected: float):
     assert statistics.binomial_p(successes, trials, probability) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_bounds_of_a_probability_are_those_of_clopper_and_pearson():
+    # 8 of 20 at 2.5% on each side, as tables have it.
+    assert statistics.binomial_bounds(8, 20, 0.025) == pytest.approx((0.19119, 0.63946), abs=1e-5)
+    assert statistics.binomial_bounds(0, 20, 0.05) == pytest.approx((0.0, 1 - 0.05 ** (1 / 20)))
+    assert statistics.binomial_bounds(20, 20, 0.05) == pytest.approx((0.05 ** (1 / 20), 1.0))

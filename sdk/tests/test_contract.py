@@ -52,6 +52,12 @@ BROKEN = {
     "stop without a terminator": ([TokenDelta([71], None, STOP)], {}, r"last token \(71\) is none of \[256, 258\]"),
     "stop without a token": ([TokenDelta([], None, STOP)], {}, r"\(None\) is none of"),
     "length too early": ([TokenDelta([71], None, LENGTH)], {"max_tokens": 2}, "'length' after 1 of 2 tokens"),
+    "length where it has stopped": ([TokenDelta([EOS], None, LENGTH)], {}, r"\(256\) terminates: reason 'stop' is due"),
+    "more from the cache than the prompt has": (
+        [TokenDelta([EOS], None, TokenFinish("stop", 3))],
+        {},
+        "gave 3 cached_tokens of a prompt of 2",
+    ),
     "an unknown reason": ([TokenDelta([71], None, TokenFinish("eos"))], {}, "the reason 'eos'"),
     "on after the end": ([TokenDelta([71, EOS, 72])], {}, "terminating token 256"),
     "on after the end, next delta": ([TokenDelta([EOS]), TokenDelta([72])], {}, "terminating token 256"),

@@ -4,7 +4,7 @@ A suite that cries wolf is switched off. So all statistical checks together may 
 1,000 runs (:data:`BUDGET`), each in its share of that (:data:`SHARES`); by the union bound this holds however they
 depend on one another. Every test here is exact, not asymptotic:
 
-- :func:`binomial_p`: the tail of the binomial distribution, summed.
+- :func:`binomial_p`: the tail of the binomial distribution, summed; :func:`binomial_bounds` inverts it.
 - :func:`multinomial_p`: Pearson's chi-square, its null distribution drawn from the multinomial
   distribution itself, not the asymptotic one (Monte Carlo test: Barnard 1963; Hope 1968). The probability of
   ``p <= a`` under the null hypothesis is at most ``a`` for every ``a``, whatever the sample size and the cells.
@@ -24,7 +24,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-__all__ = ["BUDGET", "SHARES", "binomial_p", "confirmed", "multinomial_p", "share", "stage"]
+__all__ = ["BUDGET", "SHARES", "binomial_bounds", "binomial_p", "confirmed", "multinomial_p", "share", "stage"]
 
 #: Runs of the whole suite that may fail on a correct engine by chance.
 BUDGET = 1e-3
@@ -34,6 +34,7 @@ SHARES: dict[str, float] = {
     "seeds.choices-are-independent-draws": 0.05,
     "seeds.unseeded-varies": 0.05,
     "seeds.unseeded-choices-vary": 0.05,
+    "knobs.temperature-zero-is-greedy": 0.03,
     "knobs.temperature-below-one-sharpens": 0.04,
     "knobs.temperature-above-one-flattens": 0.04,
     "knobs.top-k-bounds-the-support": 0.03,
@@ -108,6 +109,33 @@ def binomial_p(successes: int, trials: int, probability: float) -> float:
             for k in range(successes, trials + 1)
         ),
     )
+
+
+def binomial_bounds(successes: int, trials: int, alpha: float) -> tuple[float, float]:
+    """The least and the greatest probability of a success; each holds with probability ``1 - alpha``.
+
+    Those of Clopper and Pearson (1934), which are exact.
+
+    Args:
+        successes: seen.
+        trials: in all.
+        alpha: the probability that the least is too large, and that the greatest is too small.
+    """
+
+    def edge(successes: int) -> float:
+        """The probability at which so many successes or more have the probability ``alpha``."""
+        counts = np.arange(successes, trials + 1)
+        ways = np.array([math.lgamma(k + 1) + math.lgamma(trials - k + 1) for k in counts.tolist()])
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            logs = counts * math.log(middle) + (trials - counts) * math.log1p(-middle) - ways
+            tail = float(np.exp(logs + math.lgamma(trials + 1)).sum())
+            low, high = (low, middle) if tail > alpha else (middle, high)
+        return low
+
+    least = edge(successes) if successes else 0.0
+    return least, 1 - edge(trials - successes) if successes < trials else 1.0
 
 
 def multinomial_p(counts: Sequence[int], probabilities: Sequence[float], *, seed: int) -> float:

@@ -16,6 +16,7 @@ from anyengine.runtime.contract import (
     broken,
     cancelled_itself,
     cause,
+    check_cached_tokens,
     check_prompt_logprobs,
     check_types,
     mapped,
@@ -206,6 +207,7 @@ class ChoiceStream:
             heard = await self._last_word(source, chunk)
             check_types(self._engine, heard, TokenFinish | None)
             check_prompt_logprobs(self._engine, self.tokens, heard)
+            check_cached_tokens(self._engine, self.tokens, heard)
             if heard is not None:
                 usage = replace(end.usage, cached_tokens=heard.cached_tokens)
                 chunk = replace(chunk, finish=replace(end, usage=usage, prompt_logprobs=heard.prompt_logprobs))

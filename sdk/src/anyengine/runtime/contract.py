@@ -22,6 +22,7 @@ __all__ = [
     "broken",
     "cancelled_itself",
     "cause",
+    "check_cached_tokens",
     "check_finish",
     "check_logprobs",
     "check_prompt_logprobs",
@@ -113,10 +114,20 @@ def check_finish(engine: str, request: TokenRequest, delta: TokenDelta, finish: 
         known = sorted(request.terminators)
         raise broken(engine, f"ended a sequence with reason 'stop', but its last token ({last}) is none of {known}")
     if finish.reason == "length" and total < request.max_tokens:
-        raise broken(engine, f"ended with reason 'length' after {total} of {request.max_tokens} tokens")
+        ending = last is not None and last in request.terminators
+        due = f", where its last token ({last}) terminates: reason 'stop' is due" if ending else ""
+        raise broken(engine, f"ended with reason 'length' after {total} of {request.max_tokens} tokens{due}")
     check_types(engine, finish)
+    check_cached_tokens(engine, request, finish)
     if finish.reason != "abort":
         check_prompt_logprobs(engine, request, finish)
+
+
+def check_cached_tokens(engine: str, request: TokenRequest, finish: TokenFinish | None) -> None:
+    """Tokens that came from the cache are the prompt's."""
+    cached, most = None if finish is None else finish.cached_tokens, len(request.prompt_token_ids)
+    if cached is not None and not 0 <= cached <= most:
+        raise broken(engine, f"gave {cached} cached_tokens of a prompt of {most}")
 
 
 def check_prompt_logprobs(engine: str, request: TokenRequest, finish: TokenFinish | None) -> None:

@@ -1,0 +1,55 @@
+"""What is told of sampling by draws alone, where the subject has no oracle."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from anyengine_conformance.broken import all_faults
+from anyengine_conformance.families._draws import _range
+from anyengine_conformance.runner import select
+from anyengine_conformance.settings import Settings
+
+CHECKS = (
+    "knobs.temperature-zero-is-greedy",
+    "knobs.temperature-below-one-sharpens",
+    "knobs.temperature-above-one-flattens",
+    "knobs.top-k-bounds-the-support",
+)
+WITHOUT_ORACLE = Settings(engine="simulated", oracle="none", load_timeout=60.0)
+
+
+@pytest.fixture
+def outcomes(make_runner):
+    def run(checks, target=None):
+        return {
+            result.id: result for result in make_runner(target, settings=WITHOUT_ORACLE).run(select(checks)).results
+        }
+
+    return run
+
+
+def test_a_healthy_engine_passes(outcomes):
+    assert {name: result.outcome for name, result in outcomes(CHECKS).items()} == dict.fromkeys(CHECKS, "passed")
+
+
+@pytest.mark.parametrize("fault", [each for each in all_faults() if each.check in CHECKS], ids=lambda each: each.name)
+def test_each_fault_is_found(outcomes, fault):
+    result = outcomes([fault.check], fault)[fault.check]
+    assert result.outcome == "failed", result.reason
+    assert result.seen
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.75])
+@pytest.mark.parametrize("model", [[0.5, 0.2, 0.2, 0.1], [0.3, 0.29, 0.21, 0.2], [0.9, *[0.01] * 10], [0.1, 0.9]])
+def test_the_range_at_another_temperature_is_wrong_as_seldom_as_it_says(model: list[float], temperature: float):
+    generator = np.random.default_rng(5)
+    powers = np.asarray(model) ** (1 / temperature)
+    truth = float(powers[0] / powers.sum())
+    wrong = 0
+    for _ in range(200):
+        counts = Counter(dict(enumerate(generator.multinomial(100, model).tolist())))
+        least, most = _range(counts, 0, 0.05, temperature)
+        wrong += not least <= truth <= most
+    assert wrong / 200 <= 3 * 0.05
