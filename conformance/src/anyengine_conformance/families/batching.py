@@ -41,6 +41,8 @@ _TOLERANCE = "near-ties of the data type, as in parity"
 _GREEDY = ("sampling.temperature",)
 #: Of a measurement, and where it is not clear.
 _ROUNDS, _MOST_ROUNDS = 3, 8
+#: Seconds for 256 tokens, one request after another, below which there is no model to batch.
+_INSTANT = 0.05
 _ADVICE = (
     "every sequence needs its own positions, block table, sampling state and slot in the batch, also after another one "
     "has left and its slot is taken again"
@@ -153,8 +155,11 @@ async def throughput_grows(t: Context) -> None:
         # On a busy machine three rounds of the same length can differ by a third.
         if number >= _ROUNDS - 1 and not 0.6 < best[8] / best[1] < 1:
             break
+    grew = best[8] < 0.8 * best[1]
+    if not grew and best[1] < _INSTANT:
+        raise t.skip(f"256 tokens took {best[1]:.3f} s one request after another: the calls are timed, and no model")
     t.expect(
-        best[8] < 0.8 * best[1],
+        grew,
         expected="less than 80% of the time of one after another",
         seen=f"{best[8]:.3f} s at once, {best[1]:.3f} s one after another: {best[8] / best[1]:.0%}",
     )
