@@ -1,5 +1,7 @@
 """The summary names what is likely the cause, and tells an error that many checks met once."""
 
+import re
+
 import pytest
 from anyengine_conformance.broken import all_faults
 from anyengine_conformance.causes import by_cause, told
@@ -92,7 +94,7 @@ def test_the_page_tells_what_many_checks_met_once_and_has_them_all():
     assert page.count("not run: the engine does not answer: 0 tokens") == 1
     assert f'<article id="{ids[1]}">' in page  # which found out
     assert "the same in 2 others" in page
-    assert all(f"<code>{name}</code>" in page for name in ids)
+    assert all(f" {name}\n" in re.sub("<[^>]*>", "", page) for name in ids)
 
 
 def test_the_page_says_the_cause_too():

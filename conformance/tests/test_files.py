@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import re
 import subprocess
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from anyengine_conformance import environment
 from anyengine_conformance.badge import badge
 from anyengine_conformance.check import all_checks
 from anyengine_conformance.diff import compare
-from anyengine_conformance.html import render
+from anyengine_conformance.html import MEANINGS, render
 from anyengine_conformance.progress import summary
 from anyengine_conformance.report import BadReport, read_report, signed, write_report
 from anyengine_conformance.results import OUTCOMES, Report
@@ -167,7 +168,7 @@ def test_what_is_no_report_is_refused(tmp_path: Path, text: str):
 def test_the_page_escapes_what_an_engine_wrote(report: Report):
     nasty = replace(report.results[0], outcome="failed", seen="<script>alert(1)</script>")
     page = render(replace(report, results=[nasty]))
-    assert "<script>" not in page
+    assert "<script>alert" not in page
     assert "&lt;script&gt;" in page
     assert nasty.command in page
 
@@ -179,11 +180,41 @@ def test_the_page_calls_outcomes_everywhere_what_the_summary_calls_them(report: 
     assert ", ".join(counts) in summary(made)
     chips, families = re.sub("<[^>]*>", "", render(made)).split("All checks")
     assert "\n".join(counts) in chips
-    assert " · ".join(counts) in families
+    assert "\n".join(counts) in families
     wrong = {outcome: words for outcome, (words, good) in OUTCOMES.items() if not good}
     assert [outcome for outcome in wrong if f"{wrong[outcome]} streaming.{outcome}\n" not in chips] == []
     every = {outcome: words for outcome, (words, _) in OUTCOMES.items()}
     assert [outcome for outcome in every if f"\n{every[outcome]} streaming.{outcome}\n" not in families] == []
+    assert f"\n{len(OUTCOMES)} checks\n" in chips
+    assert [outcome for outcome in every if f"\n{every[outcome]}{escape(MEANINGS[outcome])}\n" not in families] == []
+
+
+def test_the_page_tells_failures_of_a_family_first_and_what_is_code_as_code(report: Report):
+    outcomes = ("passed", "not-run", "failed")
+    results = [replace(report.results[0], id=f"streaming.{name}", outcome=name, advice="see `n`") for name in outcomes]
+    results = [replace(result, reason="no `n` < 1") for result in results]
+    page = render(replace(report, results=results))
+    assert re.findall('<li data-outcome="(.*?)"', page) == ["failed", "passed", "not-run"]
+    assert "no <code>n</code> &lt; 1" in page
+    assert "<dd>see <code>n</code></dd>" in page
+
+
+def test_the_page_says_when_and_by_what_in_a_humans_words(report: Report):
+    made = replace(report, started="2026-11-30T10:59:03+02:00", environment=replace(report.environment, commit="abc"))
+    page = re.sub("<[^>]*>", "", render(made))
+    assert "2026-11-30 08:59 UTC" in page
+    assert "anyengine at commit abc" in page
+
+
+def test_only_a_whole_run_that_left_nothing_unproven_keeps_the_contract(report: Report):
+    def headline(made: Report) -> str:
+        return re.sub("<[^>]*>", "", render(made).split("</h1>")[0]).splitlines()[-1]
+
+    whole = replace(report, suite=replace(report.suite, complete=True))
+    known = replace(whole, results=[*whole.results, replace(whole.results[0], id="streaming.x", outcome="xfailed")])
+    assert headline(whole) == "keeps the contract"
+    assert headline(report) == "keeps what was checked"
+    assert headline(known) == "keeps the contract but for 1 known failure"
 
 
 def test_a_badge_needs_the_whole_suite_and_the_certified_profile(report: Report):

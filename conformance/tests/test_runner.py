@@ -307,9 +307,12 @@ def test_without_an_oracle_what_needs_exact_scores_is_not_run_and_there_is_no_ba
     result = runner.run_check(make_check(scored))
     assert (result.outcome, "no oracle" in result.reason) == ("not-run", True)
     report = runner.report([result], complete=True)
-    assert summary(report).endswith("nothing was compared with exact scores")
-    assert "nothing was compared with exact scores" in render(report)
-    with pytest.raises(BadReport, match="a badge needs an oracle"):
+    told = "1 check did not run for want of an oracle: nothing was compared with exact scores"
+    assert "as expected, but not all is proven: 1 not run" in summary(report)
+    assert f"\nunproven: {told}\n" in summary(report)
+    assert told in render(report)
+    assert "keeps what was checked" in render(report)
+    with pytest.raises(BadReport, match=f"a badge needs an oracle: {told}"):
         badge(report)
 
 

@@ -45,11 +45,9 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-@pytest.fixture(scope="module", params=["scoreboard", "conformance report"])
-def page_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page itself, or one that the suite writes, with every kind of outcome."""
-    if request.param == "scoreboard":
-        return ROOT / "docs" / "scoreboard.html"
+@pytest.fixture(scope="module")
+def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page that the suite writes, with every kind of outcome."""
     report = read_report(ROOT / "results" / "h200" / "conformance-reference.json")
     wrong = [
         replace(
@@ -60,6 +58,12 @@ def page_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     file = tmp_path_factory.mktemp("pages") / "report.html"
     file.write_text(render(replace(report, results=[*wrong, *report.results[len(wrong) :]])), encoding="utf-8")
     return file
+
+
+@pytest.fixture(params=["scoreboard", "conformance report"])
+def page_file(request: pytest.FixtureRequest, report_file: Path) -> Path:
+    """The page itself, or one that the suite writes."""
+    return ROOT / "docs" / "scoreboard.html" if request.param == "scoreboard" else report_file
 
 
 @pytest.fixture(params=["light", "dark"])
@@ -114,3 +118,50 @@ def test_a_page_can_be_found_ones_way_in(seen: dict[str, Any]):
 def test_links_to_files_lead_to_one(seen: dict[str, Any]):
     files = [Path(unquote(urlsplit(link).path)) for link in seen["links"] if link.startswith("file:")]
     assert [file for file in files if not file.exists()] == []
+
+
+#: What a report shows of its checks: outcomes that can be seen, and how many families are there, and open.
+SHOWN = """() => {
+  const families = [...document.querySelectorAll(".family")].filter(each => each.checkVisibility());
+  const seen = [...document.querySelectorAll("[data-outcome]")].filter(each => each.checkVisibility());
+  return [seen.map(each => each.dataset.outcome), families.length, families.filter(each => each.open).length];
+}"""
+
+
+def test_a_report_is_sifted_by_outcome_and_opened_and_closed_at_once(browser: Any, report_file: Path):
+    page = browser.new_page()
+    page.goto(report_file.as_uri())
+    every = page.locator("[data-outcome]").count()
+    waiting = page.locator("[data-outcome=not-run]").count()
+    page.select_option("select", "not-run")
+    outcomes, families, opened = page.evaluate(SHOWN)
+    assert (set(outcomes), len(outcomes), families) == ({"not-run"}, waiting, opened)
+    page.select_option("select", "")
+    page.click("text=Expand all")
+    outcomes, families, opened = page.evaluate(SHOWN)
+    assert (len(outcomes), opened) == (every, families)
+    page.click("text=Collapse all")
+    assert page.evaluate(SHOWN) == [[], families, 0]
+    page.close()
+
+
+def test_a_report_can_be_read_without_javascript(browser: Any, report_file: Path):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(report_file.as_uri())
+    assert not page.locator("button").first.is_visible()
+    family = page.locator(".family").last
+    family.locator("summary").click()
+    assert family.locator("[data-outcome]").first.is_visible()
+    context.close()
+
+
+def test_ids_of_checks_break_on_a_telephone_only_where_they_must(browser: Any, report_file: Path):
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page.goto(report_file.as_uri())
+    page.click("text=Expand all")
+    broken = page.evaluate("""() => [...document.querySelectorAll(".id span")]
+      .filter(each => each.checkVisibility() && each.getClientRects().length && each.offsetHeight > 30)
+      .filter(each => each.textContent.length < 36).map(each => each.textContent)""")
+    assert broken == []
+    page.close()

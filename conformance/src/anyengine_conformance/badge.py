@@ -7,6 +7,7 @@ from xml.sax.saxutils import escape
 
 from anyengine_conformance.oracle import NO_ORACLE
 from anyengine_conformance.report import BadReport
+from anyengine_conformance.unproven import reason, unproven
 
 if TYPE_CHECKING:
     from anyengine_conformance.results import Report
@@ -33,13 +34,16 @@ def statement(report: Report) -> tuple[str, bool]:
     if report.suite.profile != "certify":
         raise BadReport("a badge needs the profile certify, which repeats itself", field="suite.profile")
     if report.suite.oracle == NO_ORACLE:
-        raise BadReport("a badge needs an oracle: nothing was compared with exact scores", field="suite.oracle")
+        why = reason(report) or "nothing was compared with exact scores"
+        raise BadReport(f"a badge needs an oracle: {why}", field="suite.oracle")
     if not report.good:
         bad = sum(not result.good for result in report.results)
         return f"{bad} of {len(report.results)} not kept", False
     passed = report.counts().get("passed", 0)
     expected = report.counts().get("xfailed", 0)
-    return f"{passed} passed" + (f", {expected} known failures" if expected else ""), True
+    left = len(unproven(report))
+    said = f"{passed} passed" + (f", {expected} known failure{'s' if expected > 1 else ''}" if expected else "")
+    return said + (f", {left} declared field{'s' if left > 1 else ''} unproven" if left else ""), True
 
 
 def badge(report: Report) -> str:

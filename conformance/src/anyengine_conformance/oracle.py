@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from anyengine import Score
     from anyengine.backend import EnginePlugin
 
-__all__ = ["NO_ORACLE", "EngineOracle", "Oracle", "OracleFailed"]
+__all__ = ["NEEDS_ORACLE", "NO_ORACLE", "EngineOracle", "Oracle", "OracleFailed"]
 
 #: The subject's model is one that no other engine computes, so nothing is exact.
 NO_ORACLE = "none"
+#: How the reason of a check begins that was not run for that.
+NEEDS_ORACLE = "it needs exact scores"
 
 
 class OracleFailed(Exception):

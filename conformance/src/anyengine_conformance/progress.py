@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from anyengine_conformance.causes import by_cause, grouped, told
-from anyengine_conformance.oracle import NO_ORACLE
 from anyengine_conformance.results import OUTCOMES
 from anyengine_conformance.runner import Listener
+from anyengine_conformance.unproven import NAME_ONE, reason, without_oracle
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -97,10 +97,14 @@ def summary(report: Report) -> str:
     counts = ", ".join(f"{number} {OUTCOMES[outcome][0]}" for outcome, number in report.counts().items())
     subject = " ".join(filter(None, (report.subject.engine, report.subject.engine_version)))
     subject += " (simulated)" if report.subject.simulated else ""
+    unproven = reason(report)
     verdict = "as expected" if report.good else "NOT as it should be"
+    verdict += ", but not all is proven" if report.good and unproven else ""
     verdict = f"NOT FINISHED, {report.stopped}" if report.stopped else verdict
-    exact = "; nothing was compared with exact scores" if report.suite.oracle == NO_ORACLE else ""
-    parts.append(f"{subject}: {verdict}: {counts or 'nothing ran'}; {report.duration:.1f} s{exact}")
+    parts.append(f"{subject}: {verdict}: {counts or 'nothing ran'}; {report.duration:.1f} s")
+    if unproven:
+        parts[-1] += f"\nunproven: {unproven}"
+        parts[-1] += f"\n{NAME_ONE}" if without_oracle(report) else ""
     return "\n\n".join(parts)
 
 

@@ -17,7 +17,7 @@ from anyengine_conformance import environment
 from anyengine_conformance.bench import Bench, Hung, Overran
 from anyengine_conformance.check import OWN, all_checks, variants
 from anyengine_conformance.interrupts import accepted
-from anyengine_conformance.oracle import NO_ORACLE, EngineOracle, OracleFailed
+from anyengine_conformance.oracle import NEEDS_ORACLE, NO_ORACLE, EngineOracle, OracleFailed
 from anyengine_conformance.probe import Probe, Silent
 from anyengine_conformance.report import signed
 from anyengine_conformance.results import Report, Result, SubjectFacts, Suite
@@ -232,7 +232,7 @@ class Runner:
 
     async def _open_oracle(self) -> Oracle:
         if self.settings.oracle == NO_ORACLE:
-            raise NotApplicable(f"it needs exact scores, and the subject has no oracle ({NO_ORACLE!r})")
+            raise NotApplicable(f"{NEEDS_ORACLE}, and the subject has no oracle ({NO_ORACLE!r})")
         if self._oracle is None:
             try:
                 self._oracle = await EngineOracle.load(self.settings.oracle, await self._garage.checkpoint())

@@ -1,0 +1,110 @@
+"""A field that is declared, and whose check did not run, is named wherever a report is shown."""
+
+from pathlib import Path
+
+import pytest
+from anyengine import Capabilities
+from anyengine_conformance.badge import badge
+from anyengine_conformance.check import all_checks
+from anyengine_conformance.families.knobs_fields import COVERED
+from anyengine_conformance.html import render
+from anyengine_conformance.progress import summary
+from anyengine_conformance.report import read_report
+from anyengine_conformance.results import Outcome, Report, Result
+from anyengine_conformance.unproven import reason, unproven
+from msgspec.structs import asdict, replace
+
+WHOLE = read_report(Path(__file__).parents[2] / "results" / "h200" / "conformance-reference.json")
+NO_ORACLE = "it needs exact scores, and the subject has no oracle ('none')"
+CHECKS = {made.id: made for made in all_checks()}
+
+
+def _report(declared: Capabilities, *outcomes: tuple[str, Outcome, str]) -> Report:
+    results = [
+        Result(id=id_, family="f", must="It must.", tier="core", variant="default", outcome=outcome, reason=why)
+        for id_, outcome, why in outcomes
+    ]
+    return replace(WHOLE, subject=replace(WHOLE.subject, capabilities=asdict(declared)), results=results)
+
+
+TEMPERATURE = Capabilities(sampling=frozenset({"temperature"}))
+TOKENS = Capabilities(request=frozenset({"stop_token_ids"}))
+FP8 = Capabilities(quantization=frozenset({"fp8"}))
+SCORES = Capabilities(score=True)
+
+
+@pytest.mark.parametrize(
+    ("declared", "outcomes", "names"),
+    [
+        (TEMPERATURE, [("knobs.temperature-zero-is-greedy", "not-run", NO_ORACLE)], ["sampling.temperature"]),
+        (TEMPERATURE, [("knobs.temperature-zero-is-greedy", "passed", "")], []),
+        (TEMPERATURE, [("knobs.temperature-zero-is-greedy", "failed", "")], []),  # it is told as a failure
+        # Another check, for which it is a tool, proves nothing of it, and does not take its proof away.
+        (
+            TEMPERATURE,
+            [("knobs.temperature-zero-is-greedy", "not-run", NO_ORACLE), ("parity.code", "passed", "")],
+            ["sampling.temperature"],
+        ),
+        (
+            TEMPERATURE,
+            [("knobs.temperature-zero-is-greedy", "passed", ""), ("parity.code", "not-run", "the model lacks it")],
+            [],
+        ),
+        (Capabilities(), [("knobs.temperature-zero-is-greedy", "not-run", NO_ORACLE)], []),
+        # The check of its effect needs another field, that is not declared: the others about it speak for it.
+        (
+            TOKENS,
+            [
+                ("knobs.stop-token-ids-change-the-end", "unsupported", "not declared: sampling.logit_bias"),
+                ("stopping.stop-token-ends-it", "passed", ""),
+            ],
+            [],
+        ),
+        (TOKENS, [("knobs.stop-token-ids-change-the-end", "unsupported", "not declared")], ["request.stop_token_ids"]),
+        # What is no field.
+        (FP8, [("quantisation.load-fp8", "not-run", "its drift cannot be measured")], ["quantization.fp8"]),
+        (
+            SCORES,
+            [
+                ("logprobs.score-is-the-models", "not-run", NO_ORACLE),
+                ("logprobs.score-agrees-with-generate", "passed", ""),
+            ],
+            ["score"],
+        ),
+    ],
+)
+def test_a_declared_field_is_unproven_where_the_checks_of_it_did_not_run(declared, outcomes, names):
+    assert set(CHECKS) >= {id_ for id_, _, _ in outcomes}
+    assert unproven(_report(declared, *outcomes)) == names
+
+
+def test_of_an_engine_that_ran_whole_nothing_is_unproven():
+    assert unproven(WHOLE) == []
+    assert reason(WHOLE) == ""
+    assert "reference 0.1.0: as expected: " in summary(WHOLE)
+
+
+def test_without_an_oracle_every_field_whose_check_needs_one_is_named():
+    needing = {id_ for id_ in CHECKS if id_.startswith(("knobs.temperature", "knobs.top-", "knobs.presence"))}
+    needing -= {"knobs.top-k-one-is-greedy"}
+    results = [
+        replace(result, outcome="not-run", reason=NO_ORACLE) if result.id in needing else result
+        for result in WHOLE.results
+    ]
+    made = replace(WHOLE, results=results)
+    names = ["sampling.temperature", "sampling.top_p", "sampling.top_k", "sampling.presence_penalty"]
+    assert unproven(made) == names
+    assert f"nothing shows that these declared fields are honoured: {', '.join(names)}\n" in summary(made)
+    assert all(f"<code>{name}</code>" in render(made) for name in names)
+    assert "keeps what was checked</span>" in render(made)
+    assert "4 declared fields unproven" in badge(made)
+
+
+def test_a_run_whose_engine_never_loaded_says_nothing_of_fields():
+    assert reason(replace(WHOLE, subject=replace(WHOLE.subject, capabilities=None))) == ""
+
+
+def test_the_check_of_a_fields_effect_needs_that_field():
+    """So that it is not run, or refused, for that field; some fields are of the SDK, and every engine has them."""
+    fields = {name: CHECKS[told] for name, told in COVERED.items() if told in CHECKS and name.startswith("sampling.")}
+    assert [name for name, made in fields.items() if name not in made.needs] == []
