@@ -88,9 +88,9 @@ def markdown(found: Found) -> str:
     stars = "; * also fails as expected" if any(row.total.expected for row in rows) else ""
     basis = (
         f"Numbers of checks: *passed / failed / unsupported and refused*{stars}. What is **simulated** (*sim.*) says\n"
-        "that the plugin keeps the contract as far as its simulation goes, and nothing about the engine; such rows come last\n"
-        f"and are never mixed with what ran on hardware. [The page]({PAGE}) has the families of checks, the reasons, parity\n"
-        "and speed: open it from a checkout."
+        "that the plugin keeps the contract as far as its simulation goes, and nothing about the engine; such rows\n"
+        f"come last and are never mixed with what ran on hardware. [The page]({PAGE}) has the families of checks,\n"
+        "the reasons, parity and speed: open it from a checkout."
     )
     return f"{basis}\n\n{_table(titles, facts)}"
 
