@@ -1,4 +1,4 @@
-"""An extension that counts the tokens of an application, and refuses more once they are spent."""
+"""An extension that counts the tokens of an application, and refuses requests once they are spent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Spent(Failure):
 
 
 class Budget:
-    """At most ``limit`` tokens for all requests together."""
+    """Refuses requests once all together have had ``limit`` tokens; what runs by then is not cut short."""
 
     def __init__(self, limit: int) -> None:
         self.left = limit

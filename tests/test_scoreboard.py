@@ -153,10 +153,6 @@ def test_a_cell_counts_what_the_report_says_and_names_it(root: Path):
     assert kind.split() == ["family", "is-failed"]
     assert text == ("1 passed, 1 failed, 1 unsupported and refused, 1 failed as expected 1 ✓ 1 ✗ 1 ! 1 ⊘")
     assert cells[1 + FAMILIES.index("tokens")][2] == "not run –"  # noqa: RUF001
-    lines = readme.splitlines()
-    assert "| family | mine, CPU |" in lines
-    assert "| streaming | 1 / 1* / 1 |" in lines
-    assert "| tokens | not run |" in lines
     assert "| 2 / 1* / 1, of a selection of 5 checks |" in readme
     for fact in ("version 1.2", "a CPU", "model", "a selection of 5 checks", "2026-11-28", "c0ffee1"):
         assert fact in page
@@ -184,33 +180,21 @@ def test_what_was_simulated_says_so_in_every_cell(root: Path):
     assert said["results/two.json"] == ("family is-passed", f"{ZERO} 1 ✓")
     for kind, report, text in Cells(page).cells:
         assert ("simulated" in kind, "sim." in text) == (report.endswith("one.json"),) * 2
-    real, simulated = (block.splitlines() for block in readme.split("\n\n") if block.startswith("| family |"))
-    assert (real[0], simulated[0]) == ("| family | mine, GPU |", "| family | mine, simulated |")
-    assert [line.endswith(" sim. |") for line in real[2:] + simulated[2:]] == [False] * len(FAMILIES) + [True] * len(
-        FAMILIES
-    )
+    rows = [line for line in readme.splitlines() if line.startswith("| **")]
+    assert [(row.split(" | ")[1], " sim., of " in row) for row in rows] == [("NVIDIA H200", False), ("simulated", True)]
 
 
-def test_the_readme_has_a_row_for_each_family_and_a_column_for_each_report(root: Path):
-    for model, outcome in (("one", "passed"), ("another", "failed")):
-        conformance(root, f"{model}.json", {"batching.no-cross-talk": outcome}, model=model)
-    conformance(root, "other.json", {"batching.no-cross-talk": "passed"}, engine="other")
-    (table,) = (block.splitlines() for block in made(root)[1].split("\n\n") if block.startswith("| family |"))
-    # The model is named where the rest is the same.
-    assert table[0] == "| family | mine, CPU, another | mine, CPU, one | other, CPU |"
-    assert [line.split(" | ")[0] for line in table[2:]] == [f"| {family}" for family in FAMILIES]
-    assert "| batching | 0 / 1 / 0 | 1 / 0 / 0 | 1 / 0 / 0 |" in table
-
-
-def test_a_few_checks_beside_a_whole_run_of_the_same_thing_are_a_row_and_no_column(root: Path):
+def test_the_readme_has_a_row_for_each_report_and_leaves_families_to_the_page(root: Path):
     conformance(root, "whole.json", {"batching.no-cross-talk": "passed"}, complete=True)
     conformance(root, "few.json", {"seeds.run-repeats": "failed"})
-    conformance(root, "few-of-another.json", {"seeds.run-repeats": "failed"}, model="another")
-    blocks = made(root)[1].split("\n\n")
-    (rows,) = (block for block in blocks if block.startswith("| configuration |"))
-    assert [name in rows for name in ("whole.json", "few.json", "few-of-another.json")] == [True] * 3
-    (table,) = (block.splitlines()[0] for block in blocks if block.startswith("| family |"))
-    assert table == "| family | mine, CPU, another | mine, CPU, model |"
+    conformance(root, "another.json", {"seeds.run-repeats": "failed"}, model="another")
+    page, readme = made(root)
+    rows = [line for line in readme.splitlines() if line.startswith("| **")]
+    names = ["another.json", "few.json", "whole.json"]
+    assert [row.rsplit("/", 1)[1] for row in rows] == [f"{name}) |" for name in names]
+    assert "| family |" not in readme
+    # The page's first cell of a row is of all checks.
+    assert [report for kind, report, _ in Cells(page).cells if "total" in kind] == [f"results/{name}" for name in names]
 
 
 def test_an_edited_report_is_refused_by_name(root: Path):

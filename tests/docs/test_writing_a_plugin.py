@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -23,8 +24,9 @@ BLOCK = re.compile(r"^(?:<!-- file: (\S+) -->\n)?```(\w*)\n(.*?)\n```$", re.MULT
 
 def shown() -> dict[str, list[str]]:
     files: dict[str, list[str]] = {}
-    for file, _, code in BLOCK.findall(PAGE):
-        files.setdefault(file, []).append(code)
+    for file, language, code in BLOCK.findall(PAGE):
+        if language != "sh":
+            files.setdefault(file, []).append(code)
     return files
 
 
@@ -32,6 +34,7 @@ def test_every_block_names_its_file() -> None:
     assert sorted(shown()) == [
         "examples/extension.py",
         "examples/ngram-plugin/anyengine_ngram.py",
+        "examples/ngram-plugin/conformance.toml",
         "examples/ngram-plugin/pyproject.toml",
         "examples/ngram-plugin/tests/test_ngram.py",
     ]
@@ -57,6 +60,24 @@ def test_its_own_tests_pass() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_its_commands_make_the_model_and_run_the_suite(tmp_path: Path) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / "plugin")
+    [commands] = [code for _, language, code in BLOCK.findall(PAGE) if language == "sh"]
+    if path := os.environ.get("PYTHONPATH"):  # these tests' own
+        commands = commands.replace("PYTHONPATH=.", f"PYTHONPATH=.:{path}")
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["sh", "-ec", f"{commands} --only streaming"],
+        cwd=folder,
+        env=os.environ | {"PATH": programs},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed      streaming." in done.stdout
 
 
 def test_the_entry_point_is_a_plugin_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,6 @@ class Row:
     date: str
     commit: str
     suite: str
-    whole: bool
     report: str
     total: Cell
     cells: Sequence[Cell]
@@ -198,7 +197,6 @@ def _row(file: File[Conformance]) -> Row:
         date=report.started[:10],
         commit=commit or NOT_RECORDED,
         suite=_suite(report),
-        whole=report.suite.complete and not report.stopped,
         report=file.name,
         total=_cell(report.results, simulated=simulated),
         cells=[

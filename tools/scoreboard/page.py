@@ -68,7 +68,7 @@ def _dates(text: str) -> Markup:
 
 
 def markdown(found: Found) -> str:
-    """What was run on what, and below what came of each family of checks: a row each, so that it fits a page."""
+    """What was run on what, a row each; what came of each family of checks is on the page."""
     rows = conformance.rows(found)
     if not rows:
         return "Not measured."
@@ -88,25 +88,11 @@ def markdown(found: Found) -> str:
     stars = "; * also fails as expected" if any(row.total.expected for row in rows) else ""
     basis = (
         f"Numbers of checks: *passed / failed / unsupported and refused*{stars}. What is **simulated** (*sim.*) says\n"
-        "that the plugin keeps the contract as far as its simulation goes, and nothing about the engine.\n"
-        f"[The page]({PAGE}) has the reasons, parity and speed: open it from a checkout."
+        "that the plugin keeps the contract as far as its simulation goes, and nothing about the engine; such rows\n"
+        f"come last and are never mixed with what ran on hardware. [The page]({PAGE}) has the families of checks,\n"
+        "the reasons, parity and speed: open it from a checkout."
     )
-    # A few checks beside a whole run of the same thing are no column of their own.
-    whole = {(row.label, row.place, row.model) for row in rows if row.whole}
-    shown = [row for row in rows if row.whole or (row.label, row.place, row.model) not in whole]
-    real = [row for row in shown if row.place != "simulated"]
-    simulated = [row for row in shown if row.place == "simulated"]
-    return "\n\n".join((basis, _table(titles, facts), *(_families(some) for some in (real, simulated) if some)))
-
-
-def _families(rows: Sequence[conformance.Row]) -> str:
-    """A table with a column for each report, which names its model where the rest is the same."""
-    names = [f"{row.label}, {row.place}" for row in rows]
-    columns = [f"{name}, {row.model}" if names.count(name) > 1 else name for name, row in zip(names, rows, strict=True)]
-    lines = [
-        (family, *(row.cells[place].short for row in rows)) for place, (family, _) in enumerate(conformance.families())
-    ]
-    return _table(("family", *columns), lines)
+    return f"{basis}\n\n{_table(titles, facts)}"
 
 
 def can_do(found: Found) -> str:
