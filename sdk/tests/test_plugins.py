@@ -99,6 +99,11 @@ async def test_an_unknown_extension_says_what_is_installed():
     assert caught.value.field == "extensions"
 
 
+async def test_a_misspelt_extension_is_told_which_was_meant():
+    with pytest.raises(InvalidConfig, match=r"named 'tracin'; did you mean 'tracing'\? Installed are: "):
+        await Engine.load("reference", extensions=["tracin"])
+
+
 async def test_an_extension_without_hooks_is_refused():
     with pytest.raises(InvalidConfig, match="implements no hook"):
         await Engine.load("reference", extensions=[object()])

@@ -176,6 +176,64 @@ def entered(engine):
     return enter
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: SamplingParams(temprature=0),
+            "unknown field 'temprature'; did you mean 'temperature'? The fields of SamplingParams are temperature, ",
+        ),
+        (
+            lambda: EngineConfig(max_model_length=64),
+            "unknown field 'max_model_length'; did you mean 'max_model_len'? The fields of EngineConfig are model, ",
+        ),
+        (
+            lambda: EngineConfig(kv_cache={"capacity_token": 64}),
+            "unknown field 'kv_cache.capacity_token'; did you mean 'kv_cache.capacity_tokens'? The fields of ",
+        ),
+        (
+            lambda: EngineConfig(nonsense=1),
+            "unknown field 'nonsense'; the fields of EngineConfig are model, ",
+        ),
+    ],
+)
+def test_a_misspelt_field_is_told_which_was_meant_and_which_there_are(make, message):
+    with pytest.raises((InvalidRequest, InvalidConfig)) as caught:
+        make()
+    assert caught.value.message[: len(message)] == message
+
+
+@pytest.mark.parametrize(
+    ("make", "meant"),
+    [
+        (
+            lambda: GenerateRequest(prompt="hi", temperature=0),
+            "'sampling.temperature' (in Python sampling=SamplingParams(temperature=…))? The fields of GenerateRequest ",
+        ),
+        (
+            lambda: GenerateRequest(prompt="hi", json_schma={}),
+            "'structured.json_schema' (in Python structured=Structured(json_schema=…))? The fields of GenerateRequest ",
+        ),
+        (
+            lambda: GenerateRequest(prompt="hi", sampling={"max_tokens": 1}),
+            "'max_tokens' (in Python max_tokens=…)? The fields of SamplingParams ",
+        ),
+        (
+            lambda: EngineConfig(capacity_tokens=64),
+            "'kv_cache.capacity_tokens' (in Python kv_cache=KVCacheConfig(capacity_tokens=…))? The fields of ",
+        ),
+        (
+            lambda: EngineConfig(num_speculative_tokens=2),
+            "'speculative.num_speculative_tokens' (in Python speculative=SpeculativeConfig(num_speculative_tokens=…))",
+        ),
+    ],
+)
+def test_a_field_in_the_wrong_place_is_told_its_place_and_how_it_is_written(make, meant):
+    with pytest.raises((InvalidRequest, InvalidConfig)) as caught:
+        make()
+    assert caught.value.message.partition("did you mean ")[2][: len(meant)] == meant
+
+
 def test_numbers_of_numpy_are_no_numbers_here():
     import numpy as np
 
