@@ -640,6 +640,21 @@ def test_without_asyncio_the_load_is_refused(scripted):
         next(loading)
 
 
+def test_a_loading_that_was_not_awaited_says_so_of_what_the_engine_will_have(scripted):
+    loading = Engine.load(scripted())
+    with pytest.raises(
+        AttributeError, match=r"an engine has 'generate' once it is loaded: `engine = await Engine\.load"
+    ):
+        loading.generate("hi")
+    with pytest.raises(AttributeError, match="'EngineLoading' object has no attribute 'genrate'"):
+        loading.genrate("hi")
+    assert (hasattr(loading, "generate"), hasattr(loading, "_runtime"), hasattr(loading, "__aenter__")) == (
+        False,
+        False,
+        True,
+    )
+
+
 async def test_a_loading_does_nothing_until_it_is_awaited(scripted):
     plugin = scripted()
     Engine.load(plugin)

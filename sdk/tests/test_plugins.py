@@ -93,10 +93,26 @@ def test_an_unknown_engine_says_what_is_installed(install):
     assert "good" in caught.value.available
 
 
+@pytest.mark.parametrize("name", ["nothing", "refernce"])
+async def test_of_an_engine_that_no_plugin_is_named_after_no_environment_can_be_made_and_none_is_offered(name):
+    from anyengine.environments.create import create_environment
+
+    with pytest.raises(InvalidConfig, match=f"anyengine-{name} is not installed here"):
+        create_environment(name)
+    with pytest.raises(UnknownEngine) as caught:
+        await Engine.load(name)
+    assert "env create" not in caught.value.message
+
+
 async def test_an_unknown_extension_says_what_is_installed():
     with pytest.raises(InvalidConfig, match="tracing") as caught:
         await Engine.load("reference", extensions=["nothing"])
     assert caught.value.field == "extensions"
+
+
+async def test_a_misspelt_extension_is_told_which_was_meant():
+    with pytest.raises(InvalidConfig, match=r"named 'tracin'; did you mean 'tracing'\? Installed are: "):
+        await Engine.load("reference", extensions=["tracin"])
 
 
 async def test_an_extension_without_hooks_is_refused():

@@ -1,6 +1,7 @@
 """Bad input: a typed error that names the field, at once, and the engine goes on. Unsupported input likewise."""
 
 import itertools
+import json
 import math
 import types
 from array import array
@@ -25,7 +26,7 @@ from anyengine.capabilities import Capabilities, Conflict
 from anyengine.config import KVCacheConfig, LoRAConfig, ParallelConfig, SchedulingConfig, SpeculativeConfig
 from anyengine.request import RequestOptions
 from anyengine.runtime.checks import ENGINE_REQUEST, SDK_CONFIG, check_config
-from anyengine.testing import all_capabilities
+from anyengine.testing import ScriptedPlugin, all_capabilities, make_model_folder
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -168,12 +169,108 @@ async def test_bad_input_is_named_and_the_engine_goes_on(scripted, load, case):
         assert (await engine.generate("hi", max_tokens=1)).token_ids == [71]
 
 
+@pytest.mark.parametrize(
+    ("config", "own", "advice"),
+    [
+        ({}, 4096, "shorten it"),
+        ({"max_model_len": 8}, 4096, "shorten it, or load with a larger max_model_len (the model has 4096)"),
+        ({"max_model_len": 8}, None, "shorten it, or load with a larger max_model_len"),
+        ({"max_model_len": 8}, 8, "shorten it"),
+        (
+            {"max_model_len": 8, "kv_cache": {"capacity_tokens": 8}},
+            4096,
+            "shorten it, or load with a larger max_model_len and kv_cache.capacity_tokens (the model has 4096)",
+        ),
+        (
+            {"max_model_len": 8, "kv_cache": {"capacity_tokens": 800}},
+            4096,
+            "shorten it, or load with a larger max_model_len (the model has 4096)",
+        ),
+    ],
+)
+async def test_a_prompt_beyond_the_context_is_told_what_to_do(tmp_path, load, config, own, advice):
+    folder = make_model_folder(tmp_path / "model")
+    file = folder / "config.json"
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | ({} if own is None else {"max_position_embeddings": own}))
+    )
+    every = all_capabilities()
+    capabilities = replace(every, config=every.config | {"kv_cache.capacity_tokens"})
+    async with load(ScriptedPlugin(None, str(folder), capabilities=capabilities), **config) as (engine, _):
+        context = engine.info.max_model_len
+        for call, needs in (
+            (engine.generate, f"the context holds {context}, and one must be left for the answer"),
+            (engine.score, f"scoring needs 2 to {context}"),
+        ):
+            with pytest.raises(InvalidRequest) as caught:
+                await call([1] * 5000)
+            assert caught.value.message == f"prompt: has 5000 tokens; {needs}; {advice}"
+
+
 def entered(engine):
     async def enter(prompt, **options):
         async with engine.stream(prompt, **options):
             pass
 
     return enter
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: SamplingParams(temprature=0),
+            "unknown field 'temprature'; did you mean 'temperature'? The fields of SamplingParams are temperature, ",
+        ),
+        (
+            lambda: EngineConfig(max_model_length=64),
+            "unknown field 'max_model_length'; did you mean 'max_model_len'? The fields of EngineConfig are model, ",
+        ),
+        (
+            lambda: EngineConfig(kv_cache={"capacity_token": 64}),
+            "unknown field 'kv_cache.capacity_token'; did you mean 'kv_cache.capacity_tokens'? The fields of ",
+        ),
+        (
+            lambda: EngineConfig(nonsense=1),
+            "unknown field 'nonsense'; the fields of EngineConfig are model, ",
+        ),
+    ],
+)
+def test_a_misspelt_field_is_told_which_was_meant_and_which_there_are(make, message):
+    with pytest.raises((InvalidRequest, InvalidConfig)) as caught:
+        make()
+    assert caught.value.message[: len(message)] == message
+
+
+@pytest.mark.parametrize(
+    ("make", "meant"),
+    [
+        (
+            lambda: GenerateRequest(prompt="hi", temperature=0),
+            "'sampling.temperature' (in Python sampling=SamplingParams(temperature=…))? The fields of GenerateRequest ",
+        ),
+        (
+            lambda: GenerateRequest(prompt="hi", json_schma={}),
+            "'structured.json_schema' (in Python structured=Structured(json_schema=…))? The fields of GenerateRequest ",
+        ),
+        (
+            lambda: GenerateRequest(prompt="hi", sampling={"max_tokens": 1}),
+            "'max_tokens' (in Python max_tokens=…)? The fields of SamplingParams ",
+        ),
+        (
+            lambda: EngineConfig(capacity_tokens=64),
+            "'kv_cache.capacity_tokens' (in Python kv_cache=KVCacheConfig(capacity_tokens=…))? The fields of ",
+        ),
+        (
+            lambda: EngineConfig(num_speculative_tokens=2),
+            "'speculative.num_speculative_tokens' (in Python speculative=SpeculativeConfig(num_speculative_tokens=…))",
+        ),
+    ],
+)
+def test_a_field_in_the_wrong_place_is_told_its_place_and_how_it_is_written(make, meant):
+    with pytest.raises((InvalidRequest, InvalidConfig)) as caught:
+        make()
+    assert caught.value.message.partition("did you mean ")[2][: len(meant)] == meant
 
 
 def test_numbers_of_numpy_are_no_numbers_here():
@@ -267,8 +364,6 @@ json_values = st.recursive(
 
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), json_values, max_size=4))
 def test_a_schema_is_kept_as_it_is(schema):
-    import json
-
     assert Structured(json_schema=schema).json_schema == schema
     assert Structured(json_schema=json.dumps(schema)).json_schema == schema
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from anyengine import AnyEngineError, EngineConfig, EngineDied, EngineUnresponsive, InvalidConfig
+from anyengine.suggestions import suggested
 
 from anyengine_conformance import environment
 from anyengine_conformance.bench import Bench, Hung, Overran
@@ -63,11 +64,11 @@ def select(only: Collection[str]) -> list[Check]:
     every = all_checks()
     for name in only:
         if not any(_fits(made, name) for made in every):
-            families = dict.fromkeys(made.family for made in every)
+            families = list(dict.fromkeys(made.family for made in every))
+            known = [*families, *(made.id for made in every)]
+            there_are = f"the families are {', '.join(families)}; `anyengine conformance list` shows the checks"
             raise InvalidConfig(
-                f"--only: there is no family or check {name!r}; the families are {', '.join(families)}; "
-                "`anyengine conformance list` shows the checks",
-                field="only",
+                f"--only: there is no family or check {name!r}; {suggested(name, known, there_are)}", field="only"
             )
     return [made for made in every if not only or any(_fits(made, name) for name in only)]
 

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from anyengine.errors import InvalidConfig, InvalidRequest
+from anyengine.suggestions import suggested
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,11 +112,31 @@ def _explain(model: type[StrictModel], error: ErrorDetails) -> tuple[str, str]:
         path.append(str(error["loc"][-1]))
     field = ".".join(str(part) for part in path) or model.__name__
     if unknown:
-        for name in path[:-1]:
-            model = _submodel(model, name) or model
-        return f"unknown field {field!r}; the fields of {model.__name__} are {', '.join(model.model_fields)}", field
+        return f"unknown field {field!r}; {_meant(model, path)}", field
     reason = error["msg"].removeprefix("Value error, ")
     return f"{field}: {reason[:1].lower()}{reason[1:]} (got {_shown(error['input'])})", field
+
+
+def _meant(root: type[StrictModel], path: Sequence[str | int]) -> str:
+    """Which field an unknown one is meant to be: of the model that it stands in, or of one around or inside that."""
+    model, last = root, str(path[-1])
+    for part in path[:-1]:
+        model = _submodel(model, part) or model
+    prefix = "".join(f"{part}." for part in path[:-1])
+    elsewhere = {dotted.rpartition(".")[2]: f"{dotted!r} (in Python {python})" for dotted, python in _leaves(root)}
+    meant = elsewhere | {name: repr(prefix + name) for name in model.model_fields}
+    there_are = f"the fields of {model.__name__} are {', '.join(model.model_fields)}"
+    return suggested(last, meant, there_are, meant.__getitem__)
+
+
+def _leaves(model: type[StrictModel], prefix: str = "", python: str = "{}") -> Iterator[tuple[str, str]]:
+    """Dotted name of each field that is no model itself, and how it is written as a keyword argument."""
+    for name in model.model_fields:
+        part = _submodel(model, name)
+        if part is None:
+            yield prefix + name, python.format(f"{name}=…")
+        else:
+            yield from _leaves(part, f"{prefix}{name}.", python.format(f"{name}={part.__name__}({{}})"))
 
 
 def _submodel(model: type[StrictModel], name: str | int) -> type[StrictModel] | None:

@@ -42,6 +42,18 @@ class EngineLoading:
         self._extensions = extensions
         self._loaded: Engine | None = None
 
+    if not TYPE_CHECKING:  # to a type checker it would have every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_") or not hasattr(self._cls, name):
+                message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            else:
+                message = (
+                    f"an engine has {name!r} once it is loaded: `engine = await Engine.load(…)`, or `async with "
+                    "Engine.load(…) as engine:` (anyengine.sync has an Engine without await)"
+                )
+            raise AttributeError(message, name=name, obj=self)
+
     def __await__(self) -> Generator[Any, Any, Engine]:
         return self._load().__await__()
 

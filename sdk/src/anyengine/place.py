@@ -114,10 +114,6 @@ def _elsewhere(name: str, config: EngineConfig, error: AnyEngineError) -> Worker
         found = choose_environment(name)
         if found is not None:
             return Worker(name, Path(found.python), found.name)
-        hint = f"anyengine env create {name}"
-        if hint not in error.message:
-            error.message += f"; `{hint}` makes an environment for it"
-            error.args = (error.message,)
     raise error
 
 

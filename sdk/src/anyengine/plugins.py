@@ -7,7 +7,6 @@ other.
 from __future__ import annotations
 
 import inspect
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +17,7 @@ from anyengine._typed import ill_typed
 from anyengine.backend.base import Backend, EngineDescription, EnginePlugin
 from anyengine.errors import InvalidConfig, PluginError, UnknownEngine
 from anyengine.hookspecs import PROJECT, EngineHooks, ExtensionHooks
+from anyengine.suggestions import suggested
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,8 +77,8 @@ def extension_manager(base: object, extensions: Iterable[str | object]) -> plugg
 def _load_extension(name: str) -> object:
     found = {point.name: point for point in entry_points(group=EXTENSIONS)}
     if name not in found:
-        known = ", ".join(sorted(found)) or "none"
-        raise InvalidConfig(f"extensions: no extension is named {name!r}; installed are: {known}", field="extensions")
+        there_are = suggested(name, found, f"installed are: {', '.join(sorted(found)) or 'none'}")
+        raise InvalidConfig(f"extensions: no extension is named {name!r}; {there_are}", field="extensions")
     try:
         return found[name].load()
     except Exception as error:
@@ -121,9 +121,9 @@ def find_engine(name: str) -> EnginePlugin:
     points = [point for point in entry_points(group=ENGINES) if point.name == name]
     if not points:
         available = sorted({point.name for point in entry_points(group=ENGINES)})
-        near = [f" did you mean {each!r}? Installed are:" for each in get_close_matches(name, available, 1)]
+        there_are = f"installed are: {', '.join(available) or 'none'}"
         raise UnknownEngine(
-            f"no engine is named {name!r};{''.join(near) or ' installed are:'} {', '.join(available) or 'none'}. "
+            f"no engine is named {name!r}; {suggested(name, available, there_are)}. "
             f"An engine comes with a package, most often anyengine-{name}",
             engine=name,
             available=available,

@@ -21,14 +21,33 @@ def test_every_engine_is_listed_with_its_state(anyengine):
     assert (listed["scripted"]["in_process"], listed["scripted"]["default_model"]) == (True, "scripted")
 
 
-def test_the_table_has_a_line_for_each_however_long_its_reason(anyengine):
+def test_the_table_has_a_short_line_for_each_and_the_reasons_follow_it(anyengine):
     done = anyengine("engines")
-    heading, *lines = done.stdout.splitlines()
-    assert (done.exit_code, heading.split()) == (0, ["ENGINE", "STATUS", "PACKAGE", "VERSION", "RUNS", "IN", "MODELS"])
-    shown = [line.split()[:2] for line in lines]
+    table, reasons = (part.splitlines() for part in done.stdout.split("\n\n"))
+    assert (done.exit_code, table[0].split()) == (0, ["ENGINE", "STATUS", "PACKAGE", "VERSION", "RUNS", "IN", "MODELS"])
+    shown = [line.split()[:2] for line in table[1:]]
     assert shown == sorted(shown)
-    for line in (["broken", "broken:"], ["reference", "ready"], ["scripted", "ready"], ["slow", "ready"]):
+    for line in (["broken", "broken"], ["reference", "ready"], ["scripted", "ready"], ["slow", "ready"]):
         assert line in shown
+    assert reasons[0].split() == ["ENGINE", "RUNS", "IN", "WHY", "NOT"]
+    assert [line.split()[0] for line in reasons[1:]] == [name for name, status in shown if status != "ready"]
+
+
+def test_where_every_engine_runs_there_are_no_reasons(anyengine, monkeypatch):
+    from anyengine.plugins import find_engines
+
+    able = {name: found for name, found in find_engines().items() if name in {"reference", "scripted"}}
+    monkeypatch.setattr("anyengine.plugins.find_engines", lambda: able)
+    assert [line.split()[0] for line in anyengine("engines").stdout.splitlines()] == ["ENGINE", *able]
+
+
+def test_on_a_terminal_of_100_columns_no_word_of_a_reason_is_cut(anyengine, not_installed, monkeypatch):
+    monkeypatch.setattr("anyengine.cli.output.is_terminal", lambda _stream: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    lines = anyengine("engines").stdout.splitlines()
+    assert not_installed in " ".join(" ".join(lines).split())
+    assert max(map(len, lines)) <= 100
 
 
 def test_an_engine_that_is_not_available_says_why(anyengine, monkeypatch):
@@ -39,8 +58,16 @@ def test_an_engine_that_is_not_available_says_why(anyengine, monkeypatch):
     monkeypatch.setattr(
         ScriptedPlugin, "describe", lambda self: msgspec.structs.replace(describe(self), unavailable="no torch here")
     )
-    [line] = [line for line in anyengine("engines").stdout.splitlines() if line.startswith("scripted")]
-    assert "not available: no torch here" in line
+    assert lines_of(anyengine, "scripted") == [
+        "not available some-engine 1.0 here scripted (default)",
+        "here no torch here",
+    ]
+
+
+def lines_of(anyengine, engine):
+    """What the tables say of an engine, in words."""
+    lines = anyengine("engines").stdout.splitlines()
+    return [" ".join(line.split()[1:]) for line in lines if line.split()[:1] == [engine]]
 
 
 @pytest.fixture
@@ -73,8 +100,9 @@ def not_installed(monkeypatch):
 
 
 def test_an_engine_that_is_not_installed_says_which_command_brings_it(anyengine, not_installed):
-    [line] = [line for line in anyengine("engines").stdout.splitlines() if line.startswith("scripted")]
-    assert f"not available: {not_installed}" in line
+    assert lines_of(anyengine, "scripted")[1] == f"here {not_installed}"
+    shown = " ".join(anyengine("engines", "scripted").stdout.split())
+    assert f" why not {not_installed} " in shown
     listed = {engine["name"]: engine for engine in anyengine.json("engines")}
     assert listed["scripted"]["reason"] == not_installed
 

@@ -50,6 +50,13 @@ def test_the_field_is_named(anyengine):
     assert "top_p" in done.stderr
 
 
+def test_a_path_that_has_the_name_of_the_field_in_it_does_not_name_the_field(anyengine, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    done = anyengine("generate", "hi", "--model", str(folder))
+    assert done.stderr == f"error: model: {folder} has no config.json; every checkpoint has one\n"
+
+
 def test_no_traceback_unless_asked_for(anyengine):
     assert "Traceback" not in anyengine("generate", "hi", "--model", "./nowhere").stderr
     assert "Traceback" in anyengine("generate", "hi", "--model", "./nowhere", "--debug").stderr

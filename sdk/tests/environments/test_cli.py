@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib import import_module
 
 import pytest
 from anyengine import Engine, SamplingParams
@@ -106,6 +107,32 @@ def test_engines_of_environments_are_listed_with_where_they_run(run, run_json, i
     assert (shown["environment"], shown["capabilities"]["sampling"]) == ("mine", ["min_p", "seed", "top_k"])
     [line] = [line for line in run("engines").stdout.splitlines() if line.startswith("simulated")]
     assert line.split() == ["simulated", "ready", "anyengine-simulated", "1.0", "1.0", "mine"]
+
+
+@pytest.fixture
+def not_able_here(interpreter, monkeypatch):
+    """The simulated engine is installed here as well, and cannot run."""
+    monkeypatch.syspath_prepend(str(interpreter().ours().engine("no GPU").packages))
+    import_module("simulated_engine")  # says something, once
+    yield
+    del sys.modules["simulated_engine"]
+
+
+@pytest.mark.usefixtures("not_able_here")
+def test_an_engine_that_cannot_run_here_says_which_environments_have_it(run, run_json, interpreter):
+    told = []
+    for name in ("one", "two"):
+        run("env", "add", name, "--python", str(interpreter().ours().engine().python))
+        told += [(each["environment"], each["reason"]) for each in run_json("engines") if each["name"] == "simulated"]
+    assert told == [
+        (None, "no GPU; the environment one has it"),
+        ("one", None),
+        (None, "no GPU; the environments one, two have it"),
+        ("one", None),
+        ("two", None),
+    ]
+    lines = [line.split(maxsplit=2) for line in run("engines").stdout.splitlines()]
+    assert ["simulated", "here", told[2][1]] in lines
 
 
 def test_of_an_engine_that_runs_somewhere_a_model_needs_no_place_where_it_does_not(run, run_json, interpreter):

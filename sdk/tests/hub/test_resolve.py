@@ -89,7 +89,7 @@ def test_a_revision_of_what_has_none_is_refused_and_not_ignored(folder, options,
 
 @pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "/nowhere/at/all", "~/nowhere-at-all", "a/b/c"])
 def test_a_path_that_does_not_exist_never_becomes_a_download(name):
-    assert _refused(name) == f"there is no folder {name}"
+    assert _refused(name) == f"model: there is no folder {name}"
 
 
 def test_a_file_is_not_a_folder(folder):
@@ -171,6 +171,32 @@ def test_a_hub_model_that_cannot_be_reached_is_a_model_not_found(monkeypatch):
     message = _refused("someone/something")
     assert "someone/something" in message
     assert "no route" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        (
+            "storyteler",
+            "model: storyteler is no model that comes with the engine (did you mean 'storyteller'? There are: ",
+        ),
+        (
+            "gpt2",
+            "model: gpt2 is no model that comes with the engine (there are: storyteller, draft), no folder here, ",
+        ),
+        ("someone/storyteller", "model: someone/storyteller is no folder here, and could not be fetched "),
+    ],
+)
+def test_a_name_that_may_be_meant_for_a_built_in_model_is_told_which_there_are(monkeypatch, name, begins):
+    from huggingface_hub import HfApi
+
+    def unreachable(self, *args, **kwargs):
+        raise OSError("no route")
+
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    with pytest.raises(ModelNotFound) as caught:
+        resolve_model(name, builtin={"storyteller": "/nowhere", "draft": "/nowhere"})
+    assert caught.value.message[: len(begins)] == begins
 
 
 def test_an_error_of_the_http_client_is_a_model_not_found_too(monkeypatch):

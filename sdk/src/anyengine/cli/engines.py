@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -21,10 +21,35 @@ __all__ = ["engines"]
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """An engine, and where it runs: an environment's name, None for this interpreter."""
+    """An engine in an interpreter.
+
+    Attributes:
+        engine: as it is there.
+        environment: name of the environment; None for this interpreter.
+        elsewhere: of an engine that cannot run there: names of the environments in which it can.
+    """
 
     engine: DescribedEngine
     environment: str | None
+    elsewhere: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> str:
+        """``ready``, ``not available`` or ``broken``."""
+        if self.engine.broken is not None:
+            return "broken"
+        return "ready" if self.engine.unavailable is None else "not available"
+
+    @property
+    def reason(self) -> str | None:
+        """Why it cannot run there, and where it can or which commands make a place for it; None if it can."""
+        from anyengine.environments.description import why_unavailable  # noqa: PLC0415 heavy for `--help`
+
+        if self.elsewhere:
+            where = "the environment" if len(self.elsewhere) == 1 else "the environments"
+            have = "has it" if len(self.elsewhere) == 1 else "have it"
+            return f"{self.engine.reason}; {where} {', '.join(self.elsewhere)} {have}"
+        return self.engine.broken or why_unavailable(self.engine)
 
 
 @click.command()
@@ -45,7 +70,7 @@ def engines(output: Output, /, name: str | None, model: str | None, revision: st
     if name is None or name not in ready:
         # What can run in this interpreter needs no other.
         elsewhere = [place for place in _in_environments() if place.engine.name not in ready]
-        places = sorted([*places, *elsewhere], key=lambda place: place.engine.name)
+        places = _where_else(sorted([*places, *elsewhere], key=lambda place: place.engine.name))
     if model is not None:
         if name is not None and all(place.engine.name != name for place in places):
             find_engine(name)
@@ -61,6 +86,10 @@ def engines(output: Output, /, name: str | None, model: str | None, revision: st
         output.document([_document(place) for place in places])
     elif places:
         output.table(_HEADINGS, [_row(place) for place in places])
+        reasons = [(place.engine.name, _where(place), place.reason) for place in places if place.reason is not None]
+        if reasons:
+            output.text("")
+            output.table(("ENGINE", "RUNS IN", "WHY NOT"), reasons)
     else:
         output.text("no engine is installed; the reference engine comes with the package anyengine-reference")
 
@@ -89,17 +118,19 @@ def _in_environments() -> Iterator[_Place]:
             yield _Place(engine, environment.name)
 
 
-def _status(engine: DescribedEngine) -> str:
-    if engine.broken is not None:
-        return f"broken: {engine.broken}"
-    return "ready" if engine.unavailable is None else f"not available: {_why_not_here(engine)}"
+def _where_else(places: Sequence[_Place]) -> list[_Place]:
+    """The same places; those where an engine cannot run know where it can."""
+    able = [(place.engine.name, place.environment) for place in places if place.engine.reason is None]
+    return [
+        place
+        if place.engine.reason is None
+        else replace(place, elsewhere=tuple(where for name, where in able if name == place.engine.name and where))
+        for place in places
+    ]
 
 
-def _why_not_here(engine: DescribedEngine) -> str | None:
-    """And which commands make a place for it, where some do; None if it can run."""
-    from anyengine.environments.description import why_unavailable  # noqa: PLC0415 heavy for `--help`
-
-    return engine.broken or why_unavailable(engine)
+def _where(place: _Place) -> str:
+    return place.environment or "here"
 
 
 def _row(place: _Place) -> tuple[str, ...]:
@@ -107,10 +138,10 @@ def _row(place: _Place) -> tuple[str, ...]:
     models = ", ".join(f"{name} (default)" if name == engine.default_model else name for name in engine.models)
     return (
         engine.name,
-        _status(engine),
+        place.status,
         engine.distribution,
         engine.engine_version or "",
-        place.environment or "here",
+        _where(place),
         models,
     )
 
@@ -136,7 +167,7 @@ class _Verdict:
 
     @property
     def where(self) -> str:
-        return (self.place.environment or "here") if self.ready else "not here"
+        return _where(self.place) if self.ready else "not here"
 
 
 def _for_model(output: Output, places: Sequence[_Place], model: str, revision: str | None) -> None:
@@ -190,8 +221,8 @@ def _verdict(place: _Place, folder: Path, config: Mapping[str, Any]) -> _Verdict
         return _Verdict(place, "no", ready, reason)
     if engine.checkpoints is None:
         silent = "its plugin does not say what it loads; a load tells"
-        return _Verdict(place, "not declared", ready, silent if ready else _why_not_here(engine))
-    return _Verdict(place, "yes", ready, _why_not_here(engine))
+        return _Verdict(place, "not declared", ready, silent if ready else place.reason)
+    return _Verdict(place, "yes", ready, place.reason)
 
 
 def _builtin(place: _Place) -> dict[str, str]:
@@ -206,8 +237,8 @@ def _document(place: _Place) -> dict[str, Any]:
     engine = place.engine
     document: dict[str, Any] = {
         "name": engine.name,
-        "status": _status(engine).partition(":")[0],
-        "reason": _why_not_here(engine),
+        "status": place.status,
+        "reason": place.reason,
         "package": engine.distribution,
         "environment": place.environment,
     }
@@ -230,6 +261,7 @@ def _show(output: Output, place: _Place) -> None:
         ("ENGINE", place.engine.name),
         [
             *((heading.lower(), value) for heading, value in list(zip(_HEADINGS, _row(place), strict=True))[1:]),
+            *([("why not", place.reason)] if place.reason is not None else ()),
             *((name, _readable(value)) for name, value in place.engine.capabilities.items()),
         ],
     )

@@ -135,7 +135,9 @@ class Output:
             except OSError:  # a full disk, a reader that left: stderr and the exit code still tell
                 _forget_stdout()
         field = getattr(error, "field", None)
-        named = f"{field}: " if field and not re.search(rf"\b{re.escape(field)}\b", message) else ""
+        # A path that has the field's name in it does not name the field.
+        says = field and re.search(rf"(?<![\w./-]){re.escape(field)}(?![\w/-])", message)
+        named = f"{field}: " if field and not says else ""
         line = " ".join(f"{named}{message}".split())
         with suppress(OSError):
             click.echo("error: " + (line.translate(_CONTROL) if is_terminal(sys.stderr) else line), err=True)

@@ -10,6 +10,7 @@ from anyengine.backend.model_config import whole_model
 from anyengine.errors import InvalidConfig, ModelNotFound
 from anyengine.hub.files import ModelFiles
 from anyengine.hub.weights import check_weights
+from anyengine.suggestions import suggested
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -126,14 +127,33 @@ def _locate(
             )
         return path.resolve(), None
     if path.is_file():
-        raise ModelNotFound(f"{name} is a file; name the folder that holds the checkpoint", field=field)
+        raise ModelNotFound(f"{field}: {name} is a file; name the folder that holds the checkpoint", field=field)
     if name.startswith((".", "/", "~", "\\")) or name.count("/") > 1:
-        raise ModelNotFound(f"there is no folder {name}", field=field)
-    return _download(name, revision, field=field, patterns=PATTERNS if weights else TEXTS)
+        raise ModelNotFound(f"{field}: there is no folder {name}", field=field)
+    missing = f"{field}: {_not_here(name, builtin)}"
+    return _download(name, revision, field=field, patterns=PATTERNS if weights else TEXTS, missing=missing)
 
 
-def _download(name: str, revision: str | None, *, field: str, patterns: Sequence[str]) -> tuple[Path, str]:
-    """Snapshot of a hub model, pinned to one commit before anything is fetched."""
+def _not_here(name: str, builtin: Mapping[str, str]) -> str:
+    """What a name, which may yet be one of the hub, is not."""
+    if "/" in name or not builtin:
+        return f"{name} is no folder here"
+    there_are = suggested(name, builtin, f"there are: {', '.join(builtin)}")
+    return f"{name} is no model that comes with the engine ({there_are}), no folder here"
+
+
+def _download(
+    name: str, revision: str | None, *, field: str, patterns: Sequence[str], missing: str
+) -> tuple[Path, str]:
+    """Snapshot of a hub model, pinned to one commit before anything is fetched.
+
+    Args:
+        name: of the model.
+        revision: branch, tag or commit.
+        field: that the name stands in.
+        patterns: of the files that are fetched.
+        missing: how an error begins if the hub does not have it either.
+    """
     from huggingface_hub import (  # noqa: PLC0415 heavy, and only for hub models
         HfApi,
         constants,
@@ -156,7 +176,7 @@ def _download(name: str, revision: str | None, *, field: str, patterns: Sequence
         # Asked for first, so that without a network nothing old comes out of the cache unnoticed.
         commit = HfApi().model_info(name, revision=revision).sha
         if commit is None:
-            raise ModelNotFound(f"the hub gives no commit for {name}", field=field)
+            raise ModelNotFound(f"{field}: the hub gives no commit for {name}", field=field)
         # Fetched by the name that was given: then the cache knows it too, and finds it offline.
         folder = Path(fetch(name, revision=revision, allow_patterns=patterns))
         if folder.name != commit:  # the branch moved in between
@@ -164,26 +184,23 @@ def _download(name: str, revision: str | None, *, field: str, patterns: Sequence
     except ModelNotFound:
         raise
     except RevisionNotFoundError as error:
-        raise ModelNotFound(f"{name} has no revision {revision!r} on the hub", field="revision") from error
+        raise ModelNotFound(f"revision: {name} has no revision {revision!r} on the hub", field="revision") from error
     except GatedRepoError as error:
-        message = f"{name} is gated: accept its conditions on the hub, and log in with `hf auth login`"
+        message = f"{field}: {name} is gated: accept its conditions on the hub, and log in with `hf auth login`"
         raise ModelNotFound(message, field=field) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        message = (
-            f"{name} is no model that comes with the engine, no folder here, and no model on the hub that you may read "
-            "(a private one needs `hf auth login`)"
-        )
+        message = f"{missing}, and no model on the hub that you may read (a private one needs `hf auth login`)"
         raise ModelNotFound(message, field=field) from error
     except LocalEntryNotFoundError as error:
         message = (
-            f"{name} is no folder here, the hub is not reached (HF_HUB_OFFLINE is set, or there is no network), "
+            f"{missing}, the hub is not reached (HF_HUB_OFFLINE is set, or there is no network), "
             "and its cache does not hold all of it"
         )
         raise ModelNotFound(message, field=field) from error
     except Exception as error:
         # Its own errors, and those of its HTTP client (which changes with its versions), have no common root.
         message = (
-            f"{name} is no folder here, and could not be fetched from the hub: {type(error).__name__}: {error}; "
+            f"{missing}, and could not be fetched from the hub: {type(error).__name__}: {error}; "
             "with HF_HUB_OFFLINE=1 only its cache is looked at"
         )
         raise ModelNotFound(message, field=field) from error

@@ -25,7 +25,7 @@ from anyengine.runtime.checks import check_request, check_vocabulary, switched_o
 from anyengine.runtime.choice import ChoiceStream
 from anyengine.runtime.contract import broken, cancelled_itself, cause, check_types, mapped
 from anyengine.runtime.fanout import FanOut, run_all
-from anyengine.runtime.resolve import numbered, resolve
+from anyengine.runtime.resolve import how_to_fit, numbered, resolve
 from anyengine.stats import EngineStats
 
 if TYPE_CHECKING:
@@ -110,7 +110,9 @@ class LocalRuntime(Runtime):
         check_request(self._name, self._info, self._configured, request)
         text, token_ids = await self._prompt(request)
         id_ = f"{self._name}-{next(self._ids)}"
-        tokens = resolve(self._name, self._info, self._model, self._tokenizer, request, text, token_ids, id_)
+        tokens = resolve(
+            self._name, self._config, self._info, self._model, self._tokenizer, request, text, token_ids, id_
+        )
         check_vocabulary(self._name, self._info.vocab_size, tokens)
         self._validate(tokens)
         return Prepared(request, (tokens, called), flow, admitted)
@@ -207,8 +209,9 @@ class LocalRuntime(Runtime):
         """The tokens of a text that is read, not continued."""
         token_ids = await self.tokenize(prompt, add_special_tokens=True, template={})
         if not least <= len(token_ids) <= self._info.max_model_len:
+            advice = f"; {how_to_fit(self._config, self._info, self._model)}" if len(token_ids) >= least else ""
             raise InvalidRequest(
-                f"prompt: has {len(token_ids)} tokens; {use} needs {least} to {self._info.max_model_len}",
+                f"prompt: has {len(token_ids)} tokens; {use} needs {least} to {self._info.max_model_len}{advice}",
                 engine=self._name,
                 field="prompt",
             )

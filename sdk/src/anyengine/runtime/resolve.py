@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from anyengine.backend.model_config import text_config
 from anyengine.backend.types import TokenRequest
-from anyengine.errors import InvalidRequest, UnsupportedParameter
+from anyengine.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
 
 if TYPE_CHECKING:
     from anyengine.backend import BackendInfo
+    from anyengine.config import EngineConfig
     from anyengine.hub import ModelFiles
     from anyengine.request import GenerateRequest
     from anyengine.text.tokenizer import TextTokenizer
 
-__all__ = ["numbered", "resolve"]
+__all__ = ["how_to_fit", "numbered", "resolve"]
 
 
 def resolve(
     engine: str,
+    config: EngineConfig,
     info: BackendInfo,
     model: ModelFiles,
     tokenizer: TextTokenizer,
@@ -33,6 +37,7 @@ def resolve(
 
     Args:
         engine: its name.
+        config: how it was loaded.
         info: what was loaded.
         model: the checkpoint.
         tokenizer: the model's.
@@ -45,7 +50,7 @@ def resolve(
         InvalidRequest: it does not fit into the context.
         UnsupportedParameter: the engine takes text only.
     """
-    _check_length(engine, info, request, token_ids)
+    _check_length(engine, config, info, model, request, token_ids)
     if text is None and not info.capabilities.token_prompts:
         raise UnsupportedParameter(f"prompt: {engine} takes text only, not token ids", engine=engine, field="prompt")
     sampling = request.sampling
@@ -71,14 +76,21 @@ def resolve(
     )
 
 
-def _check_length(engine: str, info: BackendInfo, request: GenerateRequest, token_ids: list[int]) -> None:
+def _check_length(
+    engine: str,
+    config: EngineConfig,
+    info: BackendInfo,
+    model: ModelFiles,
+    request: GenerateRequest,
+    token_ids: list[int],
+) -> None:
     room = info.max_model_len - len(token_ids)
     if not token_ids:
         raise InvalidRequest("prompt: the tokenizer makes no token of it", engine=engine, field="prompt")
     if room < 1:
         raise InvalidRequest(
             f"prompt: has {len(token_ids)} tokens; the context holds {info.max_model_len}, "
-            "and one must be left for the answer",
+            f"and one must be left for the answer; {how_to_fit(config, info, model)}",
             engine=engine,
             field="prompt",
         )
@@ -96,6 +108,19 @@ def _check_length(engine: str, info: BackendInfo, request: GenerateRequest, toke
             engine=engine,
             field="min_tokens",
         )
+
+
+def how_to_fit(config: EngineConfig, info: BackendInfo, model: ModelFiles) -> str:
+    """What to do about a prompt that is longer than the context: a larger one only where the caller made it small."""
+    chosen = {"max_model_len": config.max_model_len, "kv_cache.capacity_tokens": config.kv_cache.capacity_tokens}
+    limits = [name for name, value in chosen.items() if value is not None and value <= info.max_model_len]
+    own: Any = None
+    with suppress(ModelNotFound):  # an engine may load what we cannot make out
+        own = text_config(model.config).get("max_position_embeddings")
+    known = isinstance(own, int)
+    if not limits or (known and own <= info.max_model_len):
+        return "shorten it"
+    return f"shorten it, or load with a larger {' and '.join(limits)}" + (f" (the model has {own})" if known else "")
 
 
 def numbered(tokens: TokenRequest, name: str, index: int, n: int) -> TokenRequest:
