@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import pytest
 from anyengine_conformance.broken import all_faults
-from anyengine_conformance.families._draws import _range
+from anyengine_conformance.families._draws import Counts
 from anyengine_conformance.runner import select
 from anyengine_conformance.settings import Settings
 
@@ -42,14 +40,24 @@ def test_each_fault_is_found(outcomes, fault):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.75])
-@pytest.mark.parametrize("model", [[0.5, 0.2, 0.2, 0.1], [0.3, 0.29, 0.21, 0.2], [0.9, *[0.01] * 10], [0.1, 0.9]])
-def test_the_range_at_another_temperature_is_wrong_as_seldom_as_it_says(model: list[float], temperature: float):
+@pytest.mark.parametrize(
+    ("model", "tells"),
+    [
+        ([0.5, 0.2, 0.2, 0.1], True),
+        ([0.3, 0.29, 0.21, 0.2], False),  # nearly even
+        ([0.4, *[0.06] * 10], True),
+        ([0.7, 0.3], True),
+    ],
+)
+def test_the_range_at_another_temperature_is_wrong_as_seldom_as_it_says(model, tells, temperature: float):
     generator = np.random.default_rng(5)
     powers = np.asarray(model) ** (1 / temperature)
     truth = float(powers[0] / powers.sum())
-    wrong = 0
+    wrong, narrow = 0, 0
     for _ in range(200):
-        counts = Counter(dict(enumerate(generator.multinomial(100, model).tolist())))
-        least, most = _range(counts, 0, 0.05, temperature)
+        counts = generator.multinomial(400, model).tolist()
+        least, most = Counts(counts[0], counts[1], max(counts[1:]), 400).range(0.05, temperature, len(model))
         wrong += not least <= truth <= most
-    assert wrong / 200 <= 3 * 0.05
+        narrow += not least <= model[0] <= most  # one who ignores the temperature is found out
+    assert wrong / 200 <= 4 * 0.05
+    assert narrow > 150 if tells else narrow < 50

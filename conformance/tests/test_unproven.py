@@ -9,7 +9,7 @@ from anyengine_conformance.check import all_checks
 from anyengine_conformance.families.knobs_fields import COVERED
 from anyengine_conformance.html import render
 from anyengine_conformance.progress import summary
-from anyengine_conformance.report import read_report
+from anyengine_conformance.report import BadReport, read_report
 from anyengine_conformance.results import Outcome, Report, Result
 from anyengine_conformance.unproven import reason, unproven
 from msgspec.structs import asdict, replace
@@ -36,21 +36,21 @@ SCORES = Capabilities(score=True)
 @pytest.mark.parametrize(
     ("declared", "outcomes", "names"),
     [
-        (TEMPERATURE, [("knobs.temperature-zero-is-greedy", "not-run", NO_ORACLE)], ["sampling.temperature"]),
-        (TEMPERATURE, [("knobs.temperature-zero-is-greedy", "passed", "")], []),
-        (TEMPERATURE, [("knobs.temperature-zero-is-greedy", "failed", "")], []),  # it is told as a failure
+        (TEMPERATURE, [("knobs.temperature-below-one-sharpens", "not-run", NO_ORACLE)], ["sampling.temperature"]),
+        (TEMPERATURE, [("knobs.temperature-below-one-sharpens", "passed", "")], []),
+        (TEMPERATURE, [("knobs.temperature-below-one-sharpens", "failed", "")], []),  # it is told as a failure
         # Another check, for which it is a tool, proves nothing of it, and does not take its proof away.
         (
             TEMPERATURE,
-            [("knobs.temperature-zero-is-greedy", "not-run", NO_ORACLE), ("parity.code", "passed", "")],
+            [("knobs.temperature-below-one-sharpens", "not-run", NO_ORACLE), ("parity.code", "passed", "")],
             ["sampling.temperature"],
         ),
         (
             TEMPERATURE,
-            [("knobs.temperature-zero-is-greedy", "passed", ""), ("parity.code", "not-run", "the model lacks it")],
+            [("knobs.temperature-below-one-sharpens", "passed", ""), ("parity.code", "not-run", "the model lacks it")],
             [],
         ),
-        (Capabilities(), [("knobs.temperature-zero-is-greedy", "not-run", NO_ORACLE)], []),
+        (Capabilities(), [("knobs.temperature-below-one-sharpens", "not-run", NO_ORACLE)], []),
         # The check of its effect needs another field, that is not declared: the others about it speak for it.
         (
             TOKENS,
@@ -108,3 +108,10 @@ def test_the_check_of_a_fields_effect_needs_that_field():
     """So that it is not run, or refused, for that field; some fields are of the SDK, and every engine has them."""
     fields = {name: CHECKS[told] for name, told in COVERED.items() if told in CHECKS and name.startswith("sampling.")}
     assert [name for name, made in fields.items() if name not in made.needs] == []
+
+
+def test_a_report_of_another_version_is_told_so_and_shows_its_time_as_it_is():
+    strange = replace(WHOLE, subject=replace(WHOLE.subject, capabilities={"logprobs": "weird"}))
+    with pytest.raises(BadReport, match=r"subject\.capabilities: not as this version of anyengine writes them"):
+        unproven(strange)
+    assert "at some time" in render(replace(WHOLE, started="at some time"))

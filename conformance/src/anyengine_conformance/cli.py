@@ -181,13 +181,15 @@ def _parallel(
     options: dict[str, Any],
 ) -> Report:
     """Run in several processes."""
+    from anyengine_conformance.capture import Capture  # noqa: PLC0415 heavy for `--help`
     from anyengine_conformance.shards import run_shards  # noqa: PLC0415 heavy for `--help`
 
-    runner = _runner(settings, expected, checks, base, options)
-    try:
-        runner.open()  # what each of them would refuse is refused once
-    finally:
-        runner.close()
+    with Capture():  # what the plugin prints has no place in a document
+        runner = _runner(settings, expected, checks, base, options)
+        try:
+            runner.open()  # what each of them would refuse is refused once
+        finally:
+            runner.close()
     words = [*base, *(["--verbose"] if options["verbose"] else [])]
     if options["profile"] == "explore":
         seed = options["seed"]

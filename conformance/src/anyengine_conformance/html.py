@@ -89,5 +89,8 @@ def _id(text: str) -> Markup:
 
 
 def _moment(iso: str) -> str:
-    """A time for people."""
-    return datetime.fromisoformat(iso).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    """A time for people; as it is where it is none, for a report may be somebody else's."""
+    try:
+        return datetime.fromisoformat(iso).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except ValueError:
+        return iso

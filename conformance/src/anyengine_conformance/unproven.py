@@ -12,6 +12,7 @@ from anyengine_conformance.check import all_checks, variants
 from anyengine_conformance.families.knobs_fields import COVERED
 from anyengine_conformance.needs import declared, parse
 from anyengine_conformance.oracle import NEEDS_ORACLE
+from anyengine_conformance.report import BadReport
 
 if TYPE_CHECKING:
     from anyengine_conformance.results import Report, Result
@@ -31,16 +32,25 @@ def without_oracle(report: Report) -> int:
 
 
 def unproven(report: Report) -> list[str]:
-    """Capabilities that the engine declares and none of the run's checks showed to be honoured, by name.
+    """Capabilities that the engine declares, whose checks of this run did not show them to be honoured, by name.
+
+    What no check is about (tensor parallelism, say, which needs devices) is not among them.
 
     A field of a request, of sampling or of the configuration has *the* check of its effect (``COVERED``, which every
     field must be in); others use it as a tool, and pass without it. Where that check does not apply to the engine, and
     for what is no field, it is the checks whose first need it is. One of those that lacked an oracle leaves it
     unproven, whatever the others found: they look at form, at neighbours, or at one value.
+
+    Raises:
+        BadReport: it declares what this version does not know.
     """
     if report.subject.capabilities is None:
         return []
-    capabilities = msgspec.convert(report.subject.capabilities, Capabilities)
+    try:
+        capabilities = msgspec.convert(report.subject.capabilities, Capabilities)
+    except msgspec.ValidationError as error:
+        message = f"subject.capabilities: not as this version of anyengine writes them: {error}"
+        raise BadReport(message, field="subject.capabilities") from error
     results = {result.id: result for result in report.results}
     about = _about()
     names = [name for name in dict.fromkeys((*COVERED, *about)) if declared(name, capabilities)]

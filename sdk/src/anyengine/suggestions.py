@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 __all__ = ["suggested"]
 
+#: How alike two names are at least, of 1; difflib's own 0.6 takes `temprature` for `chat_template`.
+_CLOSE = 0.7
+
 
 def suggested(name: str, known: Iterable[str], there_are: str, shown: Callable[[str], str] = repr) -> str:
     """The end of a message about an unknown name: which one was meant, where one is close, and which there are.
@@ -20,5 +23,5 @@ def suggested(name: str, known: Iterable[str], there_are: str, shown: Callable[[
         there_are: a clause that lists them.
         shown: how the one that was meant is written.
     """
-    near = [f"did you mean {shown(each)}? {there_are[:1].upper()}" for each in get_close_matches(name, list(known), 1)]
-    return near[0] + there_are[1:] if near else there_are
+    near = get_close_matches(name, list(known), 1, _CLOSE)
+    return f"did you mean {shown(near[0])}? {there_are[:1].upper()}{there_are[1:]}" if near else there_are

@@ -18,7 +18,7 @@ family("knobs", "Knobs")
 
 #: Field → the check of its effect, or the reason why no check can see one.
 COVERED: dict[str, str] = {
-    "sampling.temperature": "knobs.temperature-zero-is-greedy",
+    "sampling.temperature": "knobs.temperature-below-one-sharpens",
     "sampling.top_p": "knobs.top-p-bounds-the-mass",
     "sampling.top_k": "knobs.top-k-bounds-the-support",
     "sampling.min_p": "knobs.min-p-bounds-the-ratio",

@@ -35,6 +35,8 @@ _LAST_WORDS = 1.0
 _GUARD_SECONDS = 25.0
 #: Seconds that what is killed from here is given to be gone; a driver may hold a process for a while.
 _KILL_SECONDS = 20.0
+#: Looks at what runs that have to find nothing.
+_LOOKS = 2
 #: Number of its output among its pipes.
 _OUTPUT = 1
 _GUARD = Path(__file__).with_name("guard.py")
@@ -209,7 +211,7 @@ class ServerProcess:
         line.close()
         if not await self._ended(_GUARD_SECONDS):
             await self._kill()
-            await self._ended(_GUARD_SECONDS)
+            await self._ended(_KILL_SECONDS)
         await asyncio.wait([self._watch.silent], timeout=_LAST_WORDS)
         self._transport.close()  # the output too, whoever holds its other end
 
@@ -217,12 +219,15 @@ class ServerProcess:
         """End what the guard should have ended, and then the guard: while it is there, orphans are below it."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _KILL_SECONDS
-        while below := self._below():
+        killed: set[int] = set()
+        looks = 0  # one after another at which nothing ran: a child may come below the guard after its list was read
+        while looks < _LOOKS and loop.time() < deadline:
+            below = self._below()
             for pid in below:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
-            if loop.time() > deadline:
-                break
+            killed.update(below)
+            looks = 0 if any(map(is_running, killed)) else looks + 1
             await asyncio.sleep(0.01)  # what was killed is not gone at once
         with contextlib.suppress(ProcessLookupError):
             self._transport.kill()
