@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,12 @@ from click.exceptions import Exit
 from anyengine_conformance.parity_table.cli import parity
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anyengine_conformance.check import Check
     from anyengine_conformance.interrupts import Interrupts
     from anyengine_conformance.results import Report
-    from anyengine_conformance.runner import Listener, Runner
+    from anyengine_conformance.runner import Runner
     from anyengine_conformance.settings import ExpectedFailure, Settings
 
 __all__ = ["conformance"]
@@ -96,7 +99,7 @@ def run(output: Output, /, engine: str | None, only: tuple[str, ...], **options:
     """Run the suite against ENGINE, or against what --config names."""
     from anyengine_conformance.interrupts import Interrupts  # noqa: PLC0415 heavy for `--help`
     from anyengine_conformance.progress import summary  # noqa: PLC0415 so is this
-    from anyengine_conformance.runner import select  # noqa: PLC0415
+    from anyengine_conformance.runner import Runner, select  # noqa: PLC0415
 
     if options["seed"] is not None and options["profile"] == "certify":
         raise click.UsageError("--seed belongs to --profile explore; certify always draws the same")
@@ -104,12 +107,21 @@ def run(output: Output, /, engine: str | None, only: tuple[str, ...], **options:
     expected = _expected(settings, options["xfails"])
     checks = select(only)
     base = _repeat(engine, options)
+    make = partial(
+        Runner,
+        settings,
+        profile=options["profile"],
+        seed=options["seed"],
+        expected={name: entry for name, entry in expected.items() if name in {made.id for made in checks}},
+        base=base,
+        probe=options["probe"],
+    )
     with Interrupts() as interrupts:
         try:
             if options["jobs"] > 1:
-                report = _parallel(output, settings, expected, checks, base, options)
+                report = _parallel(output, make, checks, base, options)
             else:
-                report = _alone(output, settings, expected, checks, base, options, interrupts)
+                report = _alone(output, make, checks, interrupts, verbose=options["verbose"])
         except KeyboardInterrupt as error:  # before there was anything to report
             click.echo("interrupted before any check had ended", err=True)
             raise Exit(interrupts.exit_code) from error
@@ -124,13 +136,7 @@ def run(output: Output, /, engine: str | None, only: tuple[str, ...], **options:
 
 
 def _alone(
-    output: Output,
-    settings: Settings,
-    expected: dict[str, ExpectedFailure],
-    checks: list[Check],
-    base: list[str],
-    options: dict[str, Any],
-    interrupts: Interrupts,
+    output: Output, make: Callable[..., Runner], checks: list[Check], interrupts: Interrupts, *, verbose: bool
 ) -> Report:
     """Run in this process."""
     from anyengine_conformance.capture import Capture  # noqa: PLC0415 heavy for `--help`
@@ -139,8 +145,8 @@ def _alone(
     with Capture() as capture:
         live = capture.stderr.isatty() and not output.json
         stream = capture.stderr if output.json or live else capture.stdout
-        progress = Progress(stream, capture, verbose=options["verbose"], live=live)
-        runner = _runner(settings, expected, checks, base, options, progress)
+        progress = Progress(stream, capture, verbose=verbose, live=live)
+        runner = make(listener=progress)
         try:
             runner.open()
             report = runner.run(checks)
@@ -151,41 +157,15 @@ def _alone(
             progress.close()
 
 
-def _runner(
-    settings: Settings,
-    expected: dict[str, ExpectedFailure],
-    checks: list[Check],
-    base: list[str],
-    options: dict[str, Any],
-    listener: Listener | None = None,
-) -> Runner:
-    from anyengine_conformance.runner import Runner  # noqa: PLC0415 heavy for `--help`
-
-    return Runner(
-        settings,
-        profile=options["profile"],
-        seed=options["seed"],
-        expected={name: entry for name, entry in expected.items() if name in {made.id for made in checks}},
-        listener=listener,
-        base=base,
-        probe=options["probe"],
-    )
-
-
 def _parallel(
-    output: Output,
-    settings: Settings,
-    expected: dict[str, ExpectedFailure],
-    checks: list[Check],
-    base: list[str],
-    options: dict[str, Any],
+    output: Output, make: Callable[[], Runner], checks: list[Check], base: list[str], options: dict[str, Any]
 ) -> Report:
     """Run in several processes."""
     from anyengine_conformance.capture import Capture  # noqa: PLC0415 heavy for `--help`
     from anyengine_conformance.shards import run_shards  # noqa: PLC0415 heavy for `--help`
 
     with Capture():  # what the plugin prints has no place in a document
-        runner = _runner(settings, expected, checks, base, options)
+        runner = make()
         try:
             runner.open()  # what each of them would refuse is refused once
         finally:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from anyengine_conformance.causes import by_cause, grouped, told
 from anyengine_conformance.check import family_title
 from anyengine_conformance.results import OUTCOMES
-from anyengine_conformance.unproven import NAME_ONE, reason, unproven, without_oracle
+from anyengine_conformance.unproven import NAME_ONE, reason, without_oracle
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -42,27 +42,28 @@ def render(report: Report) -> str:
     )
     environment.filters |= {"code": _code, "id": _id, "moment": _moment}
     bad = by_cause(report)
+    left = reason(report, mark="`")
     families = dict.fromkeys(result.family for result in report.results)
     return environment.get_template("report.html").render(
         report=report,
         outcomes=OUTCOMES,
         meanings=MEANINGS,
         counts=report.counts(),
-        verdict=_verdict(report),
+        verdict=_verdict(report, proven=not left),
         bad=grouped(bad),
         cause=told(bad),
-        unproven=reason(report, mark="`"),
+        unproven=left,
         advice=NAME_ONE if without_oracle(report) else "",
         families=[(name, family_title(name), _worst_first(report, name)) for name in families],
     )
 
 
-def _verdict(report: Report) -> tuple[str, str]:
+def _verdict(report: Report, *, proven: bool) -> tuple[str, str]:
     """What the headline says, and the outcome whose colour it has."""
     if not report.good:
         ended = report.stopped and all(result.good for result in report.results)
         return "not finished" if ended else "does not keep the contract", "failed"
-    whole = report.suite.complete and not without_oracle(report) and not unproven(report)
+    whole = report.suite.complete and proven
     words = "keeps the contract" if whole else "keeps what was checked"
     known = report.counts().get("xfailed", 0)
     words += f" but for {known} known failure{'s' if known > 1 else ''}" if known else ""

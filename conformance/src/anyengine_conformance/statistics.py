@@ -95,20 +95,20 @@ def binomial_p(successes: int, trials: int, probability: float) -> float:
         return 0.0
     if probability >= 1:
         return 1.0
-    log_p, log_q = math.log(probability), math.log1p(-probability)
-    return min(
-        1.0,
-        math.fsum(
-            math.exp(
-                math.lgamma(trials + 1)
-                - math.lgamma(k + 1)
-                - math.lgamma(trials - k + 1)
-                + k * log_p
-                + (trials - k) * log_q
-            )
-            for k in range(successes, trials + 1)
-        ),
-    )
+    return min(1.0, _tail(successes, trials)(probability))
+
+
+def _tail(successes: int, trials: int) -> Callable[[float], float]:
+    """The probability of at least so many successes, as a function of that of each, between 0 and 1."""
+    counts = np.arange(successes, trials + 1)
+    log_factorials = [math.lgamma(k + 1) + math.lgamma(trials - k + 1) for k in counts.tolist()]
+    ways = math.lgamma(trials + 1) - np.array(log_factorials)
+
+    def at(probability: float) -> float:
+        logs = ways + counts * math.log(probability) + (trials - counts) * math.log1p(-probability)
+        return math.fsum(np.exp(logs).tolist())
+
+    return at
 
 
 def binomial_bounds(successes: int, trials: int, alpha: float) -> tuple[float, float]:
@@ -124,14 +124,11 @@ def binomial_bounds(successes: int, trials: int, alpha: float) -> tuple[float, f
 
     def edge(successes: int) -> float:
         """The probability at which so many successes or more have the probability ``alpha``."""
-        counts = np.arange(successes, trials + 1)
-        ways = np.array([math.lgamma(k + 1) + math.lgamma(trials - k + 1) for k in counts.tolist()])
+        tail = _tail(successes, trials)
         low, high = 0.0, 1.0
         for _ in range(40):
             middle = (low + high) / 2
-            logs = counts * math.log(middle) + (trials - counts) * math.log1p(-middle) - ways
-            tail = float(np.exp(logs + math.lgamma(trials + 1)).sum())
-            low, high = (low, middle) if tail > alpha else (middle, high)
+            low, high = (low, middle) if tail(middle) > alpha else (middle, high)
         return low
 
     least = edge(successes) if successes else 0.0
