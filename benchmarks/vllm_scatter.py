@@ -6,71 +6,40 @@ Rounds of one engine that differ in nothing take tens of percent more or less ti
 processes are run, the frontend (this one) and the engine core, then one of these placements scatters less. They take
 turns:
 
-* ``free``: both on all processors that this program may use
-* ``apart``: the frontend on a third of them, the core on the others
-* ``pinned``: each on one
-* ``first``: free, but ahead of all others (``SCHED_FIFO``; left out without the right to)
+* ``free``, ``apart``, ``pinned``, ``first``: see ``placement.py``; the last is left out without the right to
 * ``awake``: free, with an event loop that never sleeps
+
+With one of the first four ``vllm_overhead.py`` can be asked to measure, by ``--placement``.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import itertools
 import os
 import statistics
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 from against_native import seconds
 from environment import write
+from placement import PLACEMENTS, place
 from vllm_overhead import native
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
 
-
-def place(process: int, processors: Iterable[int], *, first: bool = False) -> None:
-    """Put all threads of a process on those processors."""
-    chosen = set(processors)
-    for thread in (int(each.name) for each in Path(f"/proc/{process}/task").iterdir()):
-        with contextlib.suppress(ProcessLookupError):  # ended meanwhile
-            os.sched_setaffinity(thread, chosen)
-            policy = os.SCHED_FIFO if first else os.SCHED_OTHER
-            os.sched_setscheduler(thread, policy, os.sched_param(10 if first else 0))
-
-
-def placements(core: int) -> dict[str, Callable[[], None]]:
-    """Name → what brings it about."""
-    every = sorted(os.sched_getaffinity(0))
-    third = max(1, len(every) // 3)
-    here = os.getpid()
-
-    def both(of_frontend: list[int], of_core: list[int], *, first: bool = False) -> Callable[[], None]:
-        def placed() -> None:
-            place(here, of_frontend, first=first)
-            place(core, of_core, first=first)
-
-        return placed
-
-    made = {
-        "free": both(every, every),
-        "apart": both(every[:third], every[third:]),
-        "pinned": both(every[:1], every[third : third + 1]),
-        "first": both(every, every, first=True),
-        "awake": both(every, every),
-    }
+def placements(processors: list[int]) -> list[str]:
+    """Those that can be had here."""
+    names = [*PLACEMENTS, "awake"]
     try:
-        made["first"]()
+        place("first", processors)
     except PermissionError:
         print("first: left out, this program may not", flush=True)
-        del made["first"]
-    return made
+        names.remove("first")
+    return names
 
 
 async def _awake() -> None:
@@ -81,18 +50,18 @@ async def _awake() -> None:
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of each round, and processor seconds of the frontend and of the core, by placement."""
     subject = native(options)
-    children = psutil.Process().children(recursive=True)
-    core = max(children, key=lambda process: process.memory_info().rss)
+    core = max(psutil.Process().children(recursive=True), key=lambda process: process.memory_info().rss)
     salts = itertools.count(1)
     for how in ("generate", "stream"):
         await seconds(getattr(subject, how), options, next(salts))
     gc.freeze()
     rounds: dict[str, list[tuple[float, float, float]]] = {}
+    processors = sorted(os.sched_getaffinity(0))
     ends = monotonic() + options.seconds
-    for name, placed in itertools.cycle(placements(core.pid).items()):
+    for name in itertools.cycle(placements(processors)):
         if monotonic() > ends:
             break
-        placed()
+        place("free" if name == "awake" else name, processors)
         awake = asyncio.create_task(_awake()) if name == "awake" else None
         before = core.cpu_times()
         spent, used = await seconds(subject.generate, options, next(salts))
