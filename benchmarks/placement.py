@@ -1,4 +1,4 @@
-"""Where the processes of an engine run that has a core of its own, as vLLM's, for benchmarks that compare.
+"""Where the processes of an engine run that has a core of its own, as vLLM's: what ``vllm_scatter.py`` compares.
 
 A frontend is this program and each worker, a core what computes below them. ``PLACEMENTS`` says the ways.
 """

@@ -9,13 +9,11 @@ statistics: vLLM's own engine those of its server, for Prometheus, and the plugi
 from __future__ import annotations
 
 import itertools
-import os
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from against_native import capacity, main, parser, uniform
 from anyengine import KVCacheConfig
-from placement import PLACEMENTS, place
 
 if TYPE_CHECKING:
     import argparse
@@ -91,14 +89,10 @@ async def load(options: argparse.Namespace) -> dict[str, Subject]:
         kv_cache=KVCacheConfig(capacity_tokens=capacity(options)),
         execution="eager" if options.eager else "auto",
     )
-    subjects: dict[str, Subject] = {"native": native(options), **ours}
-    if options.placement != "free":
-        place(options.placement, sorted(os.sched_getaffinity(0)))
-    return subjects
+    return {"native": native(options), **ours}
 
 
 if __name__ == "__main__":
     arguments = parser(__doc__)
     arguments.add_argument("--eager", action="store_true")
-    arguments.add_argument("--placement", choices=PLACEMENTS, default="free", help="of the processes; placement.py")
     main("vllm", arguments.parse_args(), load)
