@@ -112,7 +112,7 @@ class Session:
         """Some engines know a number only once they have worked."""
 
         async def warm() -> None:
-            await context.engine.generate(context.prompt, max_tokens=4)
+            await context.generate(max_tokens=4)  # greedy, for which all have what they declare
             await context.engine.stats()
 
         await context.once("warm", warm)
