@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from anyengine import Capabilities, EngineDied, InvalidConfig, InvalidRequest
+from anyengine import Capabilities, EngineDied, InvalidConfig, InvalidRequest, UnsupportedParameter
 from anyengine.backend import TokenDelta
 from anyengine_conformance.badge import badge
 from anyengine_conformance.bench import Bench
@@ -191,6 +191,20 @@ def test_a_statistic_that_is_none_is_unsupported(make_runner, make_check):
 
     result = make_runner(PluginTarget(Plugin())).run_check(make_check(bad, needs=("stats.preemptions",)))
     assert result.outcome == "unsupported"
+
+
+def test_whether_a_statistic_is_there_is_asked_without_sampling(make_runner, make_check):
+    class Greedy(BrokenBackend):
+        def validate(self, request):
+            if not request.sampling.greedy:
+                raise UnsupportedParameter("sampling.temperature: 0 only here", field="sampling.temperature")
+
+    class Plugin(BrokenPlugin):
+        inner = SimulatedPlugin()
+        backend = Greedy
+
+    result = make_runner(PluginTarget(Plugin())).run_check(make_check(good, needs=("stats.generated_tokens",)))
+    assert result.outcome == "passed"
 
 
 def test_what_the_model_lacks_is_not_run(make_runner, make_check):
