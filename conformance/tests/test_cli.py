@@ -59,6 +59,7 @@ def test_a_report_of_a_selection_is_no_badge(tmp_path: Path, cli):
         (["run", "nothing-like-this"], "no engine is named 'nothing-like-this'; installed are: "),
         (["run", "referense"], "did you mean 'reference'?"),
         (["run", "nothing-like-this", "--jobs", "2"], "no engine is named 'nothing-like-this'; installed are: "),
+        (["run", "reference", "-o", "environment=nowhere"], "there is no environment 'nowhere'"),
         (["run", "reference", "--only", "nope"], "there is no family or check 'nope'; the families are "),
         (["run", "reference", "--only", "stopping.length-is-exac"], "; did you mean 'stopping.length-is-exact'? The "),
         (["run", "reference", "--seed", "3"], "--seed belongs to --profile explore"),
@@ -73,8 +74,7 @@ def test_misuse_is_one_line_and_exit_code_2(cli, arguments: list[str], words: st
 
 
 def test_an_engine_that_is_there_and_cannot_be_loaded_is_an_error_of_the_check(cli):
-    """Whose environment is not, for one."""
-    result = cli("run", "reference", *ONE, "-o", "environment=nowhere", "--json")
+    result = cli("run", "reference", *ONE, "--model", "no/such-model-here", "--json")
     found = json.loads(result.stdout)["results"]
     assert (result.exit_code, [each["outcome"] for each in found]) == (1, ["error"])
 

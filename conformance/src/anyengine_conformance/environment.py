@@ -95,11 +95,14 @@ def engine_version(engine: str, config: EngineConfig) -> str | None:
 def require_known(engine: str, config: EngineConfig) -> None:
     """See that a plugin has that name, here or in an environment; nothing is imported or loaded for it.
 
-    What an environment has that the configuration names, only the first load can tell.
+    Whether an environment that the configuration names has the engine, only the first load can tell.
 
     Raises:
-        UnknownEngine: none has; says which are installed.
+        InvalidConfig: it names an environment that is not there.
+        UnknownEngine: no plugin has the name; says which are installed.
     """
+    if config.environment is not None:
+        find_environment(config.environment)
     if any(point.name == engine for point in entry_points(group=ENGINES)):
         return
 
