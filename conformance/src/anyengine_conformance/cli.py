@@ -97,13 +97,18 @@ def list_(output: Output, /, only: tuple[str, ...]) -> None:
 @click.pass_obj
 def run(output: Output, /, engine: str | None, only: tuple[str, ...], **options: Any) -> None:
     """Run the suite against ENGINE, or against what --config names."""
-    from anyengine_conformance.interrupts import Interrupts  # noqa: PLC0415 heavy for `--help`
-    from anyengine_conformance.progress import summary  # noqa: PLC0415 so is this
+    from anyengine import EngineConfig  # noqa: PLC0415 heavy for `--help`
+
+    from anyengine_conformance.environment import require_known  # noqa: PLC0415 so are these
+    from anyengine_conformance.interrupts import Interrupts  # noqa: PLC0415
+    from anyengine_conformance.progress import summary  # noqa: PLC0415
     from anyengine_conformance.runner import Runner, select  # noqa: PLC0415
 
     if options["seed"] is not None and options["profile"] == "certify":
         raise click.UsageError("--seed belongs to --profile explore; certify always draws the same")
     settings = _settings(engine, options)
+    if settings.factory is None:
+        require_known(settings.engine, EngineConfig(**settings.config))
     expected = _expected(settings, options["xfails"])
     checks = select(only)
     base = _repeat(engine, options)
@@ -182,7 +187,6 @@ def _settings(engine: str | None, options: dict[str, Any]) -> Settings:
 
     from anyengine import EngineConfig  # noqa: PLC0415
 
-    from anyengine_conformance.environment import require_known  # noqa: PLC0415
     from anyengine_conformance.settings import Settings, read_settings  # noqa: PLC0415
 
     if options["config"] is not None:
@@ -196,9 +200,7 @@ def _settings(engine: str | None, options: dict[str, Any]) -> Settings:
     config = merged(dict(settings.config), options["assignments"])
     if options["model"] is not None:
         config["model"] = options["model"]
-    made = EngineConfig(**config)  # a mistake shows before anything is loaded
-    if settings.factory is None:
-        require_known(settings.engine, made)
+    EngineConfig(**config)  # a mistake shows before anything is loaded
     changes = {name: options[name] for name in ("oracle", "time_factor") if options[name] is not None}
     return replace(settings.with_config(config), **changes)
 
