@@ -91,6 +91,9 @@ def test_an_unknown_engine_says_what_is_installed(install):
     with pytest.raises(UnknownEngine, match="anyengine-nothing") as caught:
         find_engine("nothing")
     assert "good" in caught.value.available
+    with pytest.raises(UnknownEngine, match="did you mean 'good'") as caught:
+        find_engine("goood")
+    assert "anyengine-goood" not in caught.value.message
 
 
 @pytest.mark.parametrize("name", ["nothing", "refernce"])

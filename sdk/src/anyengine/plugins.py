@@ -122,12 +122,10 @@ def find_engine(name: str) -> EnginePlugin:
     if not points:
         available = sorted({point.name for point in entry_points(group=ENGINES)})
         there_are = f"installed are: {', '.join(available) or 'none'}"
-        raise UnknownEngine(
-            f"no engine is named {name!r}; {suggested(name, available, there_are)}. "
-            f"An engine comes with a package, most often anyengine-{name}",
-            engine=name,
-            available=available,
-        )
+        told = suggested(name, available, there_are)
+        if told == there_are:  # misspelt, it is no other package's
+            told += f". It comes with a package, most often anyengine-{name}: install that here or in an environment"
+        raise UnknownEngine(f"no engine is named {name!r}; {told}", engine=name, available=available)
     engine = _inspect(name, points)
     if engine.plugin is None:
         raise PluginError(
