@@ -264,7 +264,8 @@ def test_what_the_proof_on_gpus_writes_is_found_by_what_it_says(root: Path):
         "added_ms_to_first_token": {"here": {"median": 0.4, "low": 0.3, "high": 0.5, "bar": 1.0}},
         "pairs": {"throughput_ratio": {"here.stream": [1.0]}, "added_ms_to_first_token": {"here": [0.4]}},
     }
-    put(root, "h200/c.json", BENCHMARK | {"settings": {"pairs": 10}, "figures": cost})
+    parts = [{"pairs": 1, "dates": ["2026-11-28"]}] * 3
+    put(root, "h200/c.json", BENCHMARK | {"settings": {"pairs": 10}, "figures": cost, "parts": parts})
     put(root, "h200/d.step.json", {"step": "overhead/x", "outcome": "cut off", "command": [], "date": "2026-11-28"})
     put(root, "h200/machine.json", {"commit": "decaf00", "gpus": [], "packages": {"here": {"mine": "9.8"}}})
     put(root, "h200/other.json", {"figures": {}})
@@ -274,9 +275,9 @@ def test_what_the_proof_on_gpus_writes_is_found_by_what_it_says(root: Path):
     assert Cells(page).groups == [None, *(f"results/h200/{name}.json" for name in "abcc")]
     assert page.count("123 [101, 146]") == 10  # cells, and the words of plots
     assert "25.0% of 40" in page
-    assert "1.00 [0.960, 1.10]" in page
+    assert "1.0000 [0.9600, 1.1000]" in page
     assert [page.count("✗ no"), page.count("✓ yes")] == [1, 3]  # the lower bound is below its bar
-    assert "1 of 10 pairs" in page
+    assert "1 of 30 pairs" in page
     assert "version 9.8" in page
     assert "cut off" in page
     assert "h200/other.json</a>" in page

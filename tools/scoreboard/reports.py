@@ -121,6 +121,12 @@ class Overhead(Struct, kw_only=True):
     figures: Added
     engine: str | None = None
     model: str | None = None
+    parts: list[dict[str, Any]] = []
+
+    @property
+    def planned(self) -> int:
+        """Pairs that were to be measured, of each part as many."""
+        return self.settings["pairs"] * max(1, len(self.parts))
 
 
 class ApiOverhead(Struct, kw_only=True):

@@ -115,12 +115,14 @@ def _over(files: Sequence[File[Overhead]], figure: str, title: str, caption: str
         name = NOT_RECORDED if engine is None else label(engine, {})
         pairs = report.figures.pairs
         done = "?" if pairs is None else len(pairs[figure][next(iter(values))])
-        note = _on(report.environment, engine, report.model, f"{done} of {report.settings['pairs']} pairs")
+        note = _on(report.environment, engine, report.model, f"{done} of {report.planned} pairs")
         for key, value in values.items():
             where, _, how = key.partition(".")
             told = ", ".join(filter(None, (_WORDS.get(where, where), how)))
-            drawn = strip(value, scale, f"{name}, {told}: {said(value)}", line=line)
-            rows.append(Entry(name, note, (told, said(value), _bar(value), drawn), file.name, _kept(figure, value)))
+            # A ratio may miss its bar, or keep it, by less than its third decimal.
+            shown = said(value, 4 if figure == "throughput_ratio" else None)
+            drawn = strip(value, scale, f"{name}, {told}: {shown}", line=line)
+            rows.append(Entry(name, note, (told, shown, _bar(value), drawn), file.name, _kept(figure, value)))
     return Table(caption, ("engine", "through", title, "bar", axis(scale, title)), rows)
 
 

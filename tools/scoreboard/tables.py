@@ -57,6 +57,9 @@ class Table:
         return [list(rows) for _, rows in groupby(self.rows, key=lambda row: (row.name, row.note, row.report))]
 
 
-def said(value: Interval) -> str:
-    """Median and interval."""
-    return f"{number(value.median)} [{number(value.low)}, {number(value.high)}]"
+def said(value: Interval, decimals: int | None = None) -> str:
+    """Median and interval; with so many decimals where more count than are shown else."""
+    median, low, high = (
+        number(each) if decimals is None else f"{each:.{decimals}f}" for each in (value.median, value.low, value.high)
+    )
+    return f"{median} [{low}, {high}]"
