@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -41,6 +42,28 @@ async def talking(handler: Any, **options: Any):
         await server.idle()
         assert server.errors == []
         assert client.open_requests == 0
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("Connection lost"), ValueError("a mistake")])
+async def test_what_a_handler_raises_while_the_simulated_server_stops_is_looked_at(error):
+    """asyncio would report it to another test."""
+    began = asyncio.Event()
+
+    async def handler(exchange: Exchange) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise error
+
+    async with SimulatedServer(handler) as server:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
+        writer.write(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n")
+        await began.wait()
+        await server.stop()
+        writer.close()
+    gc.collect()
+    assert server.errors == ([] if isinstance(error, OSError) else [error])
 
 
 async def test_json_goes_there_and_back_with_token_and_headers():

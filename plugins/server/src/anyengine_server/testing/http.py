@@ -197,7 +197,7 @@ class SimulatedServer:
             connection.start_next_cycle()
 
     async def _answer(self, exchange: Exchange, reader: asyncio.StreamReader) -> bool:
-        """Whether the answer is complete; the handler is cancelled where its client goes away."""
+        """Whether the answer is complete; the handler is cancelled where its client goes away, or this server stops."""
         answering = asyncio.ensure_future(self._handler(exchange))
         # A client sends nothing before it has its answer: what can be read is the end.
         gone = asyncio.ensure_future(reader.read(1))
@@ -208,10 +208,11 @@ class SimulatedServer:
             if not answering.done():
                 answering.cancel()
             await asyncio.wait([answering, gone])
-        if answering.cancelled():
-            return False
-        answering.result()
-        return True
+            # Also where this server stops: what nobody asks for, asyncio reports to whoever runs then.
+            error = None if answering.cancelled() else answering.exception()
+            if error is not None and not isinstance(error, OSError):
+                self.errors.append(error)
+        return error is None and not answering.cancelled()
 
 
 async def _receive(
