@@ -16,7 +16,7 @@ from anyengine.worker.supervisor import is_running
 from anyengine_conformance.report import write_report
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 
     from anyengine_conformance.results import Report
 
@@ -183,6 +183,20 @@ def still_running() -> Callable[[Iterable[int]], list[int]]:
         return left
 
     return running
+
+
+@pytest.fixture(scope="session")
+def all_running() -> Callable[..., Awaitable[None]]:
+    """Waits until an engine computes as many requests as there are tasks; raises what ends one of them before."""
+
+    async def wait(engine: Any, tasks: Sequence[asyncio.Task[Any]]) -> None:
+        while (await engine.stats()).running != len(tasks):
+            for task in tasks:
+                if task.done():
+                    raise AssertionError(f"ended before all were running: {task.result()}")
+            await asyncio.sleep(0.02)
+
+    return wait
 
 
 class Gpu:

@@ -204,9 +204,11 @@ async def test_ten_thousand_requests_cancelled_at_random_leave_nothing(real, sto
 
 
 async def _drained(engine):
-    async with engine.stream(PROMPT, max_tokens=900, ignore_eos=True) as stream:
-        async for _ in stream:
-            pass
+    """Streams, one after the other, until the engine ends one."""
+    while True:
+        async with engine.stream(PROMPT, max_tokens=900, ignore_eos=True) as stream:
+            async for _ in stream:
+                pass
 
 
 # Seen at once, an end comes before the heartbeat misses one, which takes 6 s.
@@ -216,7 +218,7 @@ async def _drained(engine):
     ids=["killed", "stopped"],
 )
 async def test_a_fault_ends_every_request_in_time_and_leaves_nothing(
-    real, storyteller, still_running, gpu, signum, kind, seconds
+    real, storyteller, still_running, all_running, gpu, signum, kind, seconds
 ):
     if "environment" not in real:
         pytest.skip("in this process there is no worker to die")
@@ -224,8 +226,7 @@ async def test_a_fault_ends_every_request_in_time_and_leaves_nothing(
     async with Engine.load("lmdeploy", str(storyteller), **real) as engine:
         pids = [engine.pid, *descendants(engine.pid)]
         requests = [asyncio.create_task(_drained(engine)) for _ in range(4)]
-        while (await engine.stats()).running != len(requests):  # noqa: ASYNC110 another process
-            await asyncio.sleep(0.02)
+        await all_running(engine, requests)
         os.kill(engine.pid, signum)
         began = time.monotonic()
         ends = await asyncio.gather(*requests, return_exceptions=True)

@@ -86,15 +86,14 @@ async def test_native_options_that_clash_or_do_not_exist_are_refused(small, stor
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_full_queue_of_vllms_own_is_told_as_that(small, storyteller):
+async def test_a_full_queue_of_vllms_own_is_told_as_that(small, storyteller, all_running):
     try:
         loaded = await Engine.load("vllm", str(storyteller), **small, native={"max_num_queued_reqs": 1})
     except InvalidConfig:
         pytest.skip("this vLLM has no bound of its own")
     async with loaded as engine:
         first = asyncio.create_task(engine.generate([9] * 10, ignore_eos=True, max_tokens=900))
-        while not (await engine.stats()).running:  # noqa: ASYNC110 the engine sets no event
-            await asyncio.sleep(0.05)
+        await all_running(engine, [first])
         with pytest.raises(Overloaded):
             await engine.generate([9] * 10, max_tokens=4)
         assert len((await first).token_ids) == 900
@@ -111,7 +110,7 @@ async def test_a_load_that_is_cancelled_leaves_nothing(small, storyteller):
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_killed_core_fails_every_request_and_the_health_check(small, storyteller, make_adapter):
+async def test_a_killed_core_fails_every_request_and_the_health_check(small, storyteller, all_running, make_adapter):
     import psutil
 
     async with Engine.load(
@@ -121,14 +120,14 @@ async def test_a_killed_core_fails_every_request_and_the_health_check(small, sto
         native={"stream_interval": 1},
         lora={"max_rank": 4, "max_loras": 2, "adapters": {"one": str(make_adapter(1))}},
     ) as engine:
-        calls = [
-            asyncio.create_task(
-                engine.generate([9] * 10, ignore_eos=True, max_tokens=900, sampling=SamplingParams(temperature=0))
-            )
-            for _ in range(3)
-        ]
-        while (await engine.stats()).running < 3:  # noqa: ASYNC110 the engine sets no event
-            await asyncio.sleep(0.05)
+
+        async def call():
+            """Requests, one after the other, until the engine ends one."""
+            while True:
+                await engine.generate([9] * 10, ignore_eos=True, max_tokens=900, sampling=SamplingParams(temperature=0))
+
+        calls = [asyncio.create_task(call()) for _ in range(3)]
+        await all_running(engine, calls)
         below = psutil.Process().children(recursive=True)
         for core in [child for child in below if "EngineCore" in child.name()]:
             os.kill(core.pid, signal.SIGKILL)
