@@ -452,6 +452,7 @@ async def test_a_sampling_field_is_honoured_or_refused(scripted, load, field):
         with pytest.raises(UnsupportedParameter) as caught:
             await engine.generate("hi", sampling=SamplingParams(**{field: SAMPLING_VALUES[field]}))
         assert (caught.value.field, caught.value.engine, backend.requests) == (f"sampling.{field}", "scripted", [])
+        assert caught.value.message == f"scripted cannot honour sampling.{field}; it supports nothing here"
         # A value that equals the default asks for nothing.
         default = SamplingParams.model_fields[field].get_default(call_default_factory=True)
         await engine.generate("hi", sampling=SamplingParams(**{field: default}), max_tokens=1)

@@ -44,9 +44,9 @@ def check_config(engine: str, capabilities: Capabilities, config: EngineConfig) 
     active = [name for name in config.changed() if name not in SDK_CONFIG]
     for name in active:
         if name == "native":
-            _require(engine, name, "given", {"given"} if capabilities.native else ())
+            _require_field(engine, name, {name} if capabilities.native else ())
         elif name.split(".")[0] not in _BY_VALUE:
-            _require(engine, name, name, capabilities.config)
+            _require_field(engine, name, capabilities.config)
     _require(engine, "task", config.task, {"generate", "embed"} if capabilities.embed else {"generate"})
     _require(engine, "dtype", config.dtype, capabilities.dtypes | {"auto"})
     _require(engine, "device", config.device, capabilities.devices | {"auto"})
@@ -63,11 +63,18 @@ _BY_VALUE = frozenset({"dtype", "device", "quantization", "speculative", "determ
 
 
 def _require(engine: str, field: str, value: str, supported: Collection[str]) -> None:
-    if value in supported:
-        return
-    what = field if value in {field, "given"} else f"{field}={value!r}"
+    if value not in supported:
+        raise _unsupported(engine, field, f"{field}={value!r}", supported)
+
+
+def _require_field(engine: str, field: str, supported: Collection[str]) -> None:
+    if field.removeprefix("sampling.") not in supported:
+        raise _unsupported(engine, field, field, supported)
+
+
+def _unsupported(engine: str, field: str, what: str, supported: Collection[str]) -> UnsupportedParameter:
     choices = ", ".join(sorted(supported)) or "nothing here"
-    raise UnsupportedParameter(
+    return UnsupportedParameter(
         f"{engine} cannot honour {what}; it supports {choices}", engine=engine, field=field, supported=supported
     )
 
@@ -122,11 +129,10 @@ def check_request(engine: str, info: BackendInfo, configured: set[str], request:
     capabilities = info.capabilities
     changed = set(request.changed())
     for name in sorted(changed):
-        field, _, of_sampling = name.partition(".")
-        if field == "sampling":
-            _require(engine, name, of_sampling, capabilities.sampling)
+        if name.startswith("sampling."):
+            _require_field(engine, name, capabilities.sampling)
     for name in sorted(changed & ENGINE_REQUEST):
-        _require(engine, name, name, capabilities.request)
+        _require_field(engine, name, capabilities.request)
     if request.structured is not None and request.structured.kind not in capabilities.structured:
         kind = request.structured.kind
         raise UnsupportedCapability(
