@@ -199,6 +199,23 @@ def all_running() -> Callable[..., Awaitable[None]]:
     return wait
 
 
+@pytest.fixture(scope="session")
+def named() -> Callable[[Iterable[int], str], int]:
+    """Finds the one process of those whose command has a word: ``--serve`` is in that of an engine's worker."""
+
+    def command(pid: int) -> str:
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:  # it has ended meanwhile
+            return ""
+
+    def find(pids: Iterable[int], word: str) -> int:
+        [found] = [pid for pid in pids if word in command(pid)]
+        return found
+
+    return find
+
+
 class Gpu:
     """The GPUs that this process may use, as ``nvidia-smi`` tells. Of memory: nothing else may run on the first one."""
 

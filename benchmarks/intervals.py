@@ -16,12 +16,12 @@ def interval(values: list[float]) -> dict[str, float]:
     """
     ordered = sorted(values)
     n = len(ordered)
-    # Largest k with P(Binomial(n, 1/2) < k) <= 2.5%.
-    cumulative, k, term = 0.0, 0, 0.5**n
-    while k < n // 2 and cumulative + term <= 0.025:
-        cumulative += term
+    # Largest k with P(Binomial(n, 1/2) < k) <= 2.5%, counted in outcomes of 2^n: a float has no shares so small.
+    outcomes, k, exactly = 0, 0, 1
+    while k < n // 2 and (outcomes + exactly) * 40 <= 2**n:
+        outcomes += exactly
         k += 1
-        term *= (n - k + 1) / k
+        exactly = exactly * (n - k + 1) // k
     low = max(0, k - 1)
     return {"median": statistics.median(ordered), "low": ordered[low], "high": ordered[n - 1 - low]}
 

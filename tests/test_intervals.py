@@ -54,3 +54,11 @@ def test_of_few_values_all_are_within(intervals, name):
         "low": 0.9,
         "high": 1.3,
     }
+
+
+def test_of_many_values_it_is_as_narrow_as_so_many_make_it(intervals):
+    # Normal approximation: the median's rank scatters by half the square root of their number.
+    for n in (100, 1_000, 1_200, 20_000):
+        found = intervals.interval([float(value) for value in range(n)])
+        assert found["high"] - found["low"] == pytest.approx(1.96 * math.sqrt(n), abs=3)
+        assert found["high"] + found["low"] == n - 1

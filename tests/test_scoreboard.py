@@ -251,6 +251,17 @@ def test_a_result_that_is_not_as_its_benchmark_writes_it_is_refused_by_name(root
         made(root)
 
 
+@pytest.mark.parametrize(
+    ("draft", "words"),
+    [("made/draft", "draft_model, draft"), (f".cache/{ENGINE['model']}", "draft_model, the model itself")],
+)
+def test_speculation_is_told_apart_by_what_drafts(root: Path, draft: str, words: str):
+    gain = {"speed_up": {"alone": INTERVAL}, "drafted": 40, "accepted": 10, "acceptance": 0.25}
+    settings = {"speculative": {"method": "draft_model", "model": draft}}
+    put(root, "h200/b.json", BENCHMARK | ENGINE | {"settings": settings, "figures": gain})
+    assert f": {words}</strong>" in made(root)[0]
+
+
 def test_what_the_proof_on_gpus_writes_is_found_by_what_it_says(root: Path):
     point = {"tokens_per_second": INTERVAL, "times_one": INTERVAL}
     put(root, "h200/a.json", BENCHMARK | ENGINE | {"settings": {}, "figures": {"1": point, "64": point}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from scoreboard.charts import Line, Scale, axis, lines, strip
@@ -75,8 +76,7 @@ def speculation(found: Found) -> list[Table]:
     rows: list[Entry] = []
     for file in files:
         report, figures = file.content, file.content.figures
-        method = str(report.settings.get("speculative", {}).get("method", NOT_RECORDED))
-        name = f"{label(report.engine, report.settings.get('config', {}))}: {method}"
+        name = f"{label(report.engine, report.settings.get('config', {}))}: {_drafted_by(report)}"
         note = _on(report.environment, report.engine, report.model, report.dtype, report.device)
         kept = "not counted" if figures.acceptance is None else f"{figures.acceptance:.1%} of {figures.drafted:,}"
         for key, value in figures.speed_up.items():
@@ -85,6 +85,15 @@ def speculation(found: Found) -> list[Table]:
             rows.append(Entry(name, note, (told, kept, said(value), drawn), file.name))
     headings = ("configuration", "requests", "drafted tokens accepted", "speed-up", axis(scale, "speed-up"))
     return [Table("Speed with speculation over speed without, in the same round; the line is at 1.", headings, rows)]
+
+
+def _drafted_by(report: Speculation) -> str:
+    fields = report.settings.get("speculative", {})
+    method, draft = str(fields.get("method", NOT_RECORDED)), fields.get("model")
+    if draft is None:
+        return method
+    name = PurePath(draft).name
+    return f"{method}, {'the model itself' if name == report.model else name}"
 
 
 def overhead(found: Found) -> list[Table]:

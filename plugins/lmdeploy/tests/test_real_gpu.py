@@ -218,7 +218,7 @@ async def _drained(engine):
     ids=["killed", "stopped"],
 )
 async def test_a_fault_ends_every_request_in_time_and_leaves_nothing(
-    real, storyteller, still_running, all_running, gpu, signum, kind, seconds
+    real, storyteller, still_running, all_running, named, gpu, signum, kind, seconds
 ):
     if "environment" not in real:
         pytest.skip("in this process there is no worker to die")
@@ -227,7 +227,7 @@ async def test_a_fault_ends_every_request_in_time_and_leaves_nothing(
         pids = [engine.pid, *descendants(engine.pid)]
         requests = [asyncio.create_task(_drained(engine)) for _ in range(4)]
         await all_running(engine, requests)
-        os.kill(engine.pid, signum)
+        os.kill(named(pids, "--serve"), signum)
         began = time.monotonic()
         ends = await asyncio.gather(*requests, return_exceptions=True)
         assert time.monotonic() - began < seconds

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from anyengine import Engine, EngineDied, EngineUnresponsive
@@ -18,11 +17,6 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 def in_a_worker(place):
     if "environment" not in place:
         pytest.skip("in this process there is no worker to die")
-
-
-def named(pids, name):
-    [found] = [pid for pid in pids if name in Path(f"/proc/{pid}/cmdline").read_text()]
-    return found
 
 
 async def drained(engine):
@@ -46,7 +40,7 @@ async def drained(engine):
     ids=["worker killed", "core killed", "worker stopped", "core stopped"],
 )
 async def test_a_fault_ends_every_request_in_time_and_leaves_nothing(
-    small, storyteller, still_running, all_running, victim, signum, kind, seconds
+    small, storyteller, still_running, all_running, named, victim, signum, kind, seconds
 ):
     async with Engine.load("vllm", storyteller, **small) as engine:
         pids = [engine.pid, *descendants(engine.pid)]
