@@ -94,7 +94,7 @@ def test_without_an_oracle_every_field_whose_check_needs_one_is_named():
     made = replace(WHOLE, results=results)
     names = ["sampling.temperature", "sampling.top_p", "sampling.top_k", "sampling.presence_penalty"]
     assert unproven(made) == names
-    assert f"nothing shows that these declared fields are honoured: {', '.join(names)}\n" in summary(made)
+    assert f"the full effect of these declared fields is not shown, whatever else was checked of them: {', '.join(names)}\n" in summary(made)
     assert all(f"<code>{name}</code>" in render(made) for name in names)
     assert "keeps what was checked</span>" in render(made)
     assert "4 declared fields unproven" in badge(made)
