@@ -47,6 +47,7 @@ def test_the_check_whose_fault_trips_what_failed_comes_first(fault):
     same = {made.check for made in all_faults() if sorted({made.check, *made.also_fails}) == failed}
     assert ordered[0].id in same
     assert told(ordered).startswith(f"{ordered[0].id} is the likely cause")
+    assert f"trip {len(failed) - 1} of the other {len(failed) - 1} " in told(ordered)
 
 
 def _without_oracle(*failed: str) -> Report:

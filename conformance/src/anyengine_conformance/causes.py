@@ -59,14 +59,15 @@ def told(ordered: Sequence[Result]) -> str:
     first = ordered[0].id
     every = {result.id for result in ordered[1:]}
     core = {result.id for result in ordered[1:] if result.tier == "core"}
-    for fault in sorted(_faults_of().get(first, ()), key=lambda fault: not fault.wide):
+    best, said = 0.5, ""
+    for fault in _faults_of().get(first, ()):
         # What a fault makes of extensions is known of the wide ones only.
         others, what = (every, "failed checks") if fault.wide else (core, "core checks")
         most = len(others.intersection(fault.also_fails))
-        if most > len(others) / 2:
-            known = f"such a fault is known to trip {most} of the other {len(others)} {what} too"
-            return f"{first} is the likely cause: {known}"
-    return ""
+        if others and most / len(others) > best:
+            best = most / len(others)
+            said = f"such a fault is known to trip {most} of the other {len(others)} {what} too"
+    return f"{first} is the likely cause: {said}" if said else ""
 
 
 def grouped(ordered: Sequence[Result]) -> list[list[Result]]:
