@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from anyengine.environments import environments
 from anyengine.worker.supervisor import is_running
 from anyengine_conformance.report import write_report
 
@@ -24,14 +25,27 @@ ROOT = Path(__file__).parent
 
 #: Engines whose own tests have an option and a marker of their name → the environment that the option means alone.
 REAL = {"lmdeploy": "lmdeploy", "vllm": "vllm-cpu"}
+#: The same of toolchains.
+TOOLCHAINS = {"compressor": "vllm-compressor", "modelopt": "trtllm-modelopt"}
 #: Of the tests of engines themselves, with `-n`: the group that one process runs.
 ENGINES = "engines themselves"
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Take interrupts as a program at a terminal does, also in a background job, whose children would ignore them."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for option, meant in (REAL | TOOLCHAINS).items():
+        name = config.getoption(f"--{option}")
+        # Of the one that the option means alone, the tests say how it is made; the server's take an interpreter too.
+        if name in (None, meant, "here") or (Path(name).is_file() and os.access(name, os.X_OK)):
+            continue
+        names = [environment.name for environment in environments()]
+        if name not in names:
+            raise pytest.UsageError(
+                f"--{option}: there is no environment {name!r}; there are: {', '.join(names) or 'none'}. "
+                f"Where tests are named too, write --{option}={meant} -- FILES"
+            )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,10 +57,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addoption(f"--{name}", nargs="?", const=environment, metavar="ENVIRONMENT", help=text)
         text = f"fields of EngineConfig, as JSON, that the tests of {name} load it with: dtype and execution, say"
         parser.addoption(f"--{name}-config", default="{}", metavar="JSON", help=text)
-    text = "also run the tests of llmcompressor itself, in this environment [vllm-compressor]"
-    parser.addoption("--compressor", nargs="?", const="vllm-compressor", metavar="ENVIRONMENT", help=text)
-    text = "also run the tests of NVIDIA's ModelOpt itself, in this environment [trtllm-modelopt]"
-    parser.addoption("--modelopt", nargs="?", const="trtllm-modelopt", metavar="ENVIRONMENT", help=text)
+    for name, environment in TOOLCHAINS.items():
+        text = f"also run the tests of the {name} itself, in this environment [{environment}]"
+        parser.addoption(f"--{name}", nargs="?", const=environment, metavar="ENVIRONMENT", help=text)
     text = "where the suites on simulated engines write their reports"
     parser.addoption("--reports", type=Path, metavar="FOLDER", help=text)
     text = "also run the tests that open pages in Chromium"

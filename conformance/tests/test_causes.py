@@ -47,6 +47,62 @@ def test_the_check_whose_fault_trips_what_failed_comes_first(fault):
     same = {made.check for made in all_faults() if sorted({made.check, *made.also_fails}) == failed}
     assert ordered[0].id in same
     assert told(ordered).startswith(f"{ordered[0].id} is the likely cause")
+    assert f"trip {len(failed) - 1} of the other {len(failed) - 1} " in told(ordered)
+
+
+def _without_oracle(*failed: str) -> Report:
+    """A whole run of an engine that declares little, in which most of what is about numbers could not be told."""
+    passed = {"outcome": "passed", "expected": "", "seen": ""}
+    idle = dict.fromkeys(("parity", "batching", "knobs", "sampling"), "not-run") | {"speculation": "unsupported"}
+    outcomes = {name: passed | {"outcome": idle.get(name.partition(".")[0], "passed")} for name in TIERS}
+    return _report(*(_result(name, **({} if name in failed else fields)) for name, fields in outcomes.items()))
+
+
+@pytest.mark.parametrize(
+    ("failed", "cause"),
+    [
+        # The temperature never arrives.
+        (
+            (
+                "knobs.temperature-zero-is-greedy",
+                "knobs.temperature-below-one-sharpens",
+                "knobs.temperature-above-one-flattens",
+                "logprobs.greedy-is-the-top",
+            ),
+            "knobs.temperature-zero-is-greedy is the likely cause: such a fault is known to trip 3 of the other 3",
+        ),
+        # Temperature 0 does not.
+        (
+            ("knobs.temperature-zero-is-greedy", "logprobs.greedy-is-the-top"),
+            "knobs.temperature-zero-is-greedy is the likely cause",
+        ),
+        # Seeds do not.
+        (
+            ("knobs.determinism-run-repeats", "knobs.determinism-batch-invariant-holds", "seeds.run-repeats"),
+            "seeds.run-repeats is the likely cause",
+        ),
+        # Every request has the same one, and so as many draws as one likes are one draw.
+        (
+            (
+                "knobs.temperature-zero-is-greedy",
+                "seeds.unseeded-varies",
+                "seeds.unseeded-choices-vary",
+                "seeds.seeds-differ",
+            ),
+            "seeds.seeds-differ is the likely cause",
+        ),
+        # The caller's stop tokens do not.
+        (
+            ("stopping.min-tokens-holds-tokens", "stopping.stop-token-ends-it"),
+            "stopping.stop-token-ends-it is the likely",
+        ),
+    ],
+    ids=["temperature", "temperature-0", "seed", "one-seed", "stop-tokens"],
+)
+def test_a_field_that_never_arrives_is_named_first_without_an_oracle_too(failed, cause):
+    ordered = by_cause(_without_oracle(*failed))
+    assert told(ordered).startswith(cause)
+    assert ordered[0].id == cause.partition(" ")[0]
 
 
 def test_failures_that_have_nothing_in_common_are_given_no_cause():

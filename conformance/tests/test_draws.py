@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import numpy as np
 import pytest
-from anyengine_conformance.broken import all_faults
+from anyengine_conformance.broken import Fault, all_faults
 from anyengine_conformance.families._draws import Counts
+from anyengine_conformance.faults.knobs_sampling import ChangedSampling
 from anyengine_conformance.runner import select
 from anyengine_conformance.settings import Settings
 
@@ -37,6 +40,26 @@ def test_each_fault_is_found(outcomes, fault):
     result = outcomes([fault.check], fault)[fault.check]
     assert result.outcome == "failed", result.reason
     assert result.seen
+
+
+class NeverGreedy(ChangedSampling):
+    """Temperature 0 draws, and otherwise each time."""
+
+    requests = count(1)
+
+    def fields(self, sampling):
+        return {"temperature": 1.0, "seed": next(self.requests)} if sampling.temperature == 0 else {}
+
+
+def test_a_field_is_not_blamed_where_temperature_0_gives_nothing_to_compare_it_with(outcomes):
+    names = ["knobs.top-k-one-is-greedy", "knobs.smallest-top-p-is-greedy", "knobs.largest-min-p-is-greedy"]
+    broken = Fault("knobs.temperature-zero-is-greedy", "it draws", (), "simulated", NeverGreedy)
+    found = outcomes([*names, broken.check], broken)
+    assert {name: result.outcome for name, result in found.items()} == {
+        **dict.fromkeys(names, "not-run"),
+        broken.check: "failed",
+    }
+    assert "temperature 0 gives other tokens each time" in found[names[0]].reason
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.75])

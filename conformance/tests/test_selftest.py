@@ -9,6 +9,7 @@ from anyengine_conformance.broken import BrokenEngine, Fault, all_faults, declar
 from anyengine_conformance.check import all_checks
 from msgspec.structs import replace as replace_struct
 
+EVERY = {made.id for made in all_checks()}
 CORE = {made.id for made in all_checks() if made.tier == "core"}
 
 
@@ -16,14 +17,15 @@ def test_every_check_has_a_fault_and_every_fault_a_check():
     assert {made.check for made in all_faults()} == {made.id for made in all_checks()}
 
 
-def test_what_also_fails_is_of_faults_that_are_there_and_of_core_checks():
+def test_what_also_fails_is_of_faults_that_are_there_and_of_checks_that_they_are_held_against():
     faults = {f"{made.check}/{made.name}": made for made in all_faults()}
     for family in {made.check.partition(".")[0] for made in all_faults()}:
         file = declared_file(family)
         declared = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         assert declared.keys() <= faults.keys(), family
         for name, ids in declared.items():
-            assert set(ids) <= CORE - {faults[name].check}, name
+            against = EVERY if faults[name].wide else CORE
+            assert set(ids) <= against - {faults[name].check}, name
 
 
 @pytest.fixture
@@ -62,13 +64,20 @@ def test_what_is_declared_and_does_not_fail_is_told(one_core_check):
     assert (found.caught, found.good, found.stale) == (True, False, ["streaming.texts-join"])
 
 
+def test_a_wide_fault_is_held_against_extensions_too(one_core_check):
+    one_core_check("seeds.seeds-differ", "knobs.seed-is-used")
+    real = next(made for made in all_faults() if made.name == "SameForAll")
+    found = [selftest.hold(replace(real, also_fails=(), wide=wide), cross=True) for wide in (True, False)]
+    assert [list(each.undeclared) for each in found] == [["knobs.seed-is-used"], []]
+
+
 def test_a_part_of_it_holds_and_says_so_for_each_fault():
     lines: list[str] = []
-    outcome = selftest.selftest(["seeds.seed-is-reported", "seeds.seeds-differ"], cross=False, say=lines.append)
+    outcome = selftest.selftest(["seeds.seed-is-reported", "seeds.unseeded-varies"], cross=False, say=lines.append)
     assert outcome.good
     assert [line.split()[:2] for line in lines[:-1]] == [
+        ["caught", "seeds.unseeded-varies:"],
         ["caught", "seeds.seed-is-reported:"],
-        ["caught", "seeds.seeds-differ:"],
     ]
     assert lines[-1].startswith("good: 2 of 2 faults as declared, 2 checks")
 

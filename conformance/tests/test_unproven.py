@@ -1,5 +1,6 @@
 """A field that is declared, and whose check did not run, is named wherever a report is shown."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -94,10 +95,30 @@ def test_without_an_oracle_every_field_whose_check_needs_one_is_named():
     made = replace(WHOLE, results=results)
     names = ["sampling.temperature", "sampling.top_p", "sampling.top_k", "sampling.presence_penalty"]
     assert unproven(made) == names
-    assert f"nothing shows that these declared fields are honoured: {', '.join(names)}\n" in summary(made)
+    told = "the full effect of these declared fields is not shown, whatever else was checked of them"
+    assert f"{told}: {', '.join(names)}\n" in summary(made)
     assert all(f"<code>{name}</code>" in render(made) for name in names)
     assert "keeps what was checked</span>" in render(made)
     assert "4 declared fields unproven" in badge(made)
+
+
+def test_the_page_groups_what_is_as_expected_and_did_not_pass_by_reason():
+    wants = [result.id for result in WHOLE.results if result.id.startswith("parity.")]
+    results = [
+        replace(result, outcome="not-run", reason=NO_ORACLE) if result.id in wants else result
+        for result in WHOLE.results
+    ]
+    page = render(replace(WHOLE, results=results))
+    _, _, rest = page.partition("<h2>As expected, but not passed</h2>")
+    section, _, _ = rest.partition("<h2>")
+    text = re.sub("<[^>]*>", "", section)
+    assert f"{len(wants) + 2} not run, for 3 reasons" in text
+    assert f"{len(wants)} it needs exact scores" in text
+    assert [name for name in wants if name not in text] == []
+    # The most frequent reason comes first, and no outcome that passed or is told above is among them.
+    assert text.index("it needs exact scores") < text.index("no sampling or request field is declared")
+    assert "7 unsupported and refused" in text
+    assert not re.search(r"\d passed", text)
 
 
 def test_a_run_whose_engine_never_loaded_says_nothing_of_fields():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -153,6 +154,22 @@ def test_a_report_can_be_read_without_javascript(browser: Any, report_file: Path
     family = page.locator(".family").last
     family.locator("summary").click()
     assert family.locator("[data-outcome]").first.is_visible()
+    context.close()
+
+
+def test_a_report_shows_why_checks_did_not_run_without_a_click(browser: Any, tmp_path: Path):
+    report = read_report(ROOT / "results" / "cpu" / "conformance-tgi.json")
+    file = tmp_path / "report.html"
+    file.write_text(render(report), encoding="utf-8")
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(file.as_uri())
+    shown = [line.inner_text() for line in page.locator(".reasons li summary").all() if line.is_visible()]
+    counts = Counter(result.reason for result in report.results if result.outcome == "not-run")
+    assert {f"{number} {why.replace('`', '')}" for why, number in counts.items()} <= set(shown)
+    refused = page.locator(".reasons summary", has_text="118 unsupported and refused")
+    refused.click()
+    assert page.locator(".reasons li summary", has_text="not declared: structured.json_schema").first.is_visible()
     context.close()
 
 

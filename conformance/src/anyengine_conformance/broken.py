@@ -208,11 +208,13 @@ class Fault:
     Attributes:
         check: id of that check.
         what: the fault, in words.
-        also_fails: ids of the other core checks that it trips, in ``also_fails/FAMILY.json`` (written by
-            ``anyengine conformance selftest --write``, and reviewed).
+        also_fails: ids of the other core checks that it trips, and if it is ``wide`` of the extensions, in
+            ``also_fails/FAMILY.json`` (written by ``anyengine conformance selftest --write``, and reviewed).
         base: the healthy engine: ``simulated``, ``reference`` where real numbers matter, ``adapted`` where adapters
             do, or ``worker``, which is the reference engine where a worker is asked for, and else the simulated one.
         broken: what breaks it.
+        wide: held against extensions too, which takes many times as long. For what an author easily gets wrong as a
+            whole, such as a field that never arrives, and what shows in extensions most.
     """
 
     check: str
@@ -220,6 +222,7 @@ class Fault:
     also_fails: tuple[str, ...]
     base: str
     broken: type[BrokenBackend | BrokenEngine | BrokenPlugin]
+    wide: bool = False
 
     @property
     def name(self) -> str:
@@ -296,7 +299,7 @@ _faults: dict[str, Fault] = {}
 
 
 def declared_file(family: str) -> Path:
-    """Where it stands which other core checks the faults of a family trip: "check/Class" → ids."""
+    """Where it stands which other checks the faults of a family trip: "check/Class" → ids."""
     return Path(__file__).parent / "also_fails" / f"{family}.json"
 
 
@@ -306,14 +309,15 @@ def _declared(family: str) -> dict[str, list[str]]:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
-def fault(check: str, what: str, *, base: str = "simulated") -> Callable[[type[Any]], type[Any]]:
+def fault(check: str, what: str, *, base: str = "simulated", wide: bool = False) -> Callable[[type[Any]], type[Any]]:
     """Register a class derived from BrokenBackend, BrokenEngine or BrokenPlugin; see :class:`Fault`."""
 
     def register(broken: type[Any]) -> type[Any]:
         name = f"{check}/{broken.__name__}"
         if name in _faults:
             raise ValueError(f"there are two faults {name}")
-        _faults[name] = Fault(check, what, tuple(_declared(check.partition(".")[0]).get(name, ())), base, broken)
+        also_fails = tuple(_declared(check.partition(".")[0]).get(name, ()))
+        _faults[name] = Fault(check, what, also_fails, base, broken, wide)
         return broken
 
     return register

@@ -1,7 +1,8 @@
 """Which of several failures is the cause, and which are its consequences.
 
-The selftest proves of every fault which core checks it trips, and that stands in ``also_fails``. Read the other way
-round it is a table of symptoms: of the checks that failed, the one whose fault trips those very checks comes first.
+The selftest proves of every fault which core checks it trips, of wide ones which checks at all, and that stands in
+``also_fails``. Read the other way round it is a table of symptoms: of the checks that failed, the one whose fault trips
+those very checks comes first.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from anyengine_conformance.probe import NOT_RUN
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from anyengine_conformance.broken import Fault
     from anyengine_conformance.results import Report, Result
 
 __all__ = ["by_cause", "grouped", "told"]
@@ -32,9 +34,10 @@ DID_NOT_LOAD = ("the variant 'default' did not load", "loading the variant 'defa
 def by_cause(report: Report) -> list[Result]:
     """What is not as expected: failures before the rest, causes before consequences, core before extensions."""
     bad = [result for result in report.results if not result.good]
-    core = {result.id for result in bad if result.tier == "core"}
-    ran = {result.id for result in report.results}
-    likeness = {result.id: _likeness(result.id, core | {result.id}, ran) for result in bad}
+    failed = {result.id for result in bad}
+    # What was not run, or refused, could not have failed: whether a fault trips it is no sign of anything.
+    ran = {result.id for result in report.results if result.outcome not in ("not-run", "unsupported")}
+    likeness = {result.id: _likeness(result.id, failed, ran) for result in bad}
 
     def place(result: Result) -> tuple[bool, bool, float, bool]:
         if _said(result, (NOT_RUN, *DID_NOT_LOAD)):  # first the one that found out, which took longest
@@ -53,13 +56,18 @@ def told(ordered: Sequence[Result]) -> str:
     if _said(ordered[0], (NOT_RUN,)):
         left = sum(_said(result, (NOT_RUN,)) for result in ordered)
         return f"the engine does not answer, so {left} check{'s were' if left > 1 else ' was'} not run"
-    first, others = ordered[0].id, {result.id for result in ordered[1:] if result.tier == "core"}
-    most = max((len(trips & others) for trips in _trips().get(first, ())), default=0)
-    if most <= len(others) / 2:
-        return ""
-    return (
-        f"{first} is the likely cause: such a fault is known to trip {most} of the other {len(others)} core checks too"
-    )
+    first = ordered[0].id
+    every = {result.id for result in ordered[1:]}
+    core = {result.id for result in ordered[1:] if result.tier == "core"}
+    best, said = 0.5, ""
+    for fault in _faults_of().get(first, ()):
+        # What a fault makes of extensions is known of the wide ones only.
+        others, what = (every, "failed checks") if fault.wide else (core, "core checks")
+        most = len(others.intersection(fault.also_fails))
+        if others and most / len(others) > best:
+            best = most / len(others)
+            said = f"such a fault is known to trip {most} of the other {len(others)} {what} too"
+    return f"{first} is the likely cause: {said}" if said else ""
 
 
 def grouped(ordered: Sequence[Result]) -> list[list[Result]]:
@@ -77,14 +85,15 @@ def _said(result: Result, beginnings: tuple[str, ...]) -> bool:
 
 
 def _likeness(check: str, failed: set[str], ran: set[str]) -> float:
-    """How nearly the core checks that failed are those of a run that a fault of this check trips; 1 if exactly."""
-    return max((len(trips & failed) / len(trips & ran | failed) for trips in _trips().get(check, ())), default=0.0)
+    """How nearly the checks that failed are those of a run that a fault of this check trips; 1 if exactly."""
+    trips = [{check, *fault.also_fails} for fault in _faults_of().get(check, ())]
+    return max((len(one & failed) / len(one & ran | failed) for one in trips), default=0.0)
 
 
 @cache
-def _trips() -> dict[str, list[set[str]]]:
-    """Check → for each of its faults the checks that fail."""
-    found: defaultdict[str, list[set[str]]] = defaultdict(list)
+def _faults_of() -> dict[str, list[Fault]]:
+    """Check → its faults."""
+    found: defaultdict[str, list[Fault]] = defaultdict(list)
     for made in all_faults():
-        found[made.check].append({made.check, *made.also_fails})
+        found[made.check].append(made)
     return found

@@ -300,7 +300,12 @@ def diff(output: Output, /, old: Path, new: Path) -> None:
 
 @conformance.command()
 @click.option("--only", multiple=True, metavar="FAMILY|CHECK", help="Only the faults of these checks.")
-@click.option("--cross/--no-cross", default=True, show_default=True, help="Hold each fault against every core check.")
+@click.option(
+    "--cross/--no-cross",
+    default=True,
+    show_default=True,
+    help="Hold each fault against every core check, some against all.",
+)
 @click.option("--write", is_flag=True, help="Take which other checks each fault trips as declared; for authors.")
 @common_options
 @click.pass_obj

@@ -31,7 +31,7 @@ MEANINGS: dict[Outcome, str] = {
 
 
 def render(report: Report) -> str:
-    """HTML with everything in it: summary, failures first, then every family, in it failures first."""
+    """HTML with everything in it: summary, failures, why others did not pass, then the families, failures first."""
     from jinja2 import Environment, PackageLoader  # noqa: PLC0415 heavy for `--help`
 
     environment = Environment(
@@ -52,6 +52,7 @@ def render(report: Report) -> str:
         verdict=_verdict(report, proven=not left),
         bad=grouped(bad),
         cause=told(bad),
+        reasons=_reasons(report),
         unproven=left,
         advice=NAME_ONE if without_oracle(report) else "",
         families=[(name, family_title(name), _worst_first(report, name)) for name in families],
@@ -68,6 +69,19 @@ def _verdict(report: Report, *, proven: bool) -> tuple[str, str]:
     known = report.counts().get("xfailed", 0)
     words += f" but for {known} known failure{'s' if known > 1 else ''}" if known else ""
     return words, "passed" if whole and not known else "xfailed"
+
+
+def _reasons(report: Report) -> list[tuple[Outcome, int, list[tuple[str, list[str]]]]]:
+    """For each outcome that is as expected, and not passed: its checks, and the reasons, most frequent first."""
+    found: dict[Outcome, dict[str, list[str]]] = {outcome: {} for outcome in OUTCOMES}
+    for result in report.results:
+        if result.good and result.outcome != "passed":
+            found[result.outcome].setdefault(result.reason, []).append(result.id)
+    return [
+        (outcome, sum(map(len, why.values())), sorted(why.items(), key=lambda one: -len(one[1])))
+        for outcome, why in found.items()
+        if why
+    ]
 
 
 def _worst_first(report: Report, family: str) -> list[Result]:

@@ -50,7 +50,7 @@ class FaultFound(Struct, kw_only=True):
         what: the fault, in words.
         caught: whether that check failed.
         outcome: of that check, with its reason.
-        undeclared: core checks that failed too, and are not in ``also_fails``, with their reasons.
+        undeclared: checks it was held against that failed too, and are not in ``also_fails``, with their reasons.
         stale: entries of ``also_fails`` that did not fail.
         first: what was not as declared when it was held the first time, beside others; empty where all was.
         duration: seconds.
@@ -126,9 +126,10 @@ def _run(target: Target, base: str, checks: list[Check]) -> Report:
 
 
 def hold(fault: Fault, *, cross: bool) -> FaultFound:
-    """Run the check of a fault against it, and with ``cross`` every core check."""
+    """Run the check of a fault against it, and with ``cross`` every core check; all checks if it is ``wide``."""
     started = time.monotonic()
-    checks = [made for made in all_checks() if made.id == fault.check or (cross and made.tier == "core")]
+    tiers = {"core", "extension"} if fault.wide else {"core"}
+    checks = [made for made in all_checks() if made.id == fault.check or (cross and made.tier in tiers)]
     report = _run(fault, fault.base, checks)
     failed = {result.id: result for result in report.results if result.outcome in _BAD}
     own = next(result for result in report.results if result.id == fault.check)
@@ -175,7 +176,7 @@ def selftest(
 
     Args:
         only: families or checks whose faults are tried; all without any.
-        cross: hold each fault against every core check too.
+        cross: hold each fault against every core check too, and wide ones against every check.
         say: hears a line for each fault.
         processes: that work at once; without it, twice the number of processors.
     """

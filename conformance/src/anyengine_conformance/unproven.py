@@ -25,6 +25,9 @@ NAME_ONE = (
     "--oracle: `reference`, or `transformers` for other architectures"
 )
 
+#: Other checks of such a field may have run, and failed even: they look at form, at neighbours, or at one value.
+_SHORT = "the full effect of these declared fields is not shown"
+
 
 def without_oracle(report: Report) -> int:
     """Number of checks that did not run for want of an oracle."""
@@ -32,14 +35,14 @@ def without_oracle(report: Report) -> int:
 
 
 def unproven(report: Report) -> list[str]:
-    """Capabilities that the engine declares, whose checks of this run did not show them to be honoured, by name.
+    """Capabilities that the engine declares, whose checks of this run did not show their full effect, by name.
 
     What no check is about (tensor parallelism, say, which needs devices) is not among them.
 
     A field of a request, of sampling or of the configuration has *the* check of its effect (``COVERED``, which every
     field must be in); others use it as a tool, and pass without it. Where that check does not apply to the engine, and
     for what is no field, it is the checks whose first need it is. One of those that lacked an oracle leaves it
-    unproven, whatever the others found: they look at form, at neighbours, or at one value.
+    unproven, whatever the others found.
 
     Raises:
         BadReport: it declares what this version does not know.
@@ -74,10 +77,10 @@ def reason(report: Report, mark: str = "") -> str:
     """
     names, left = ", ".join(f"{mark}{name}{mark}" for name in unproven(report)), without_oracle(report)
     if not left:
-        return f"no check that ran shows that these declared fields are honoured: {names}" if names else ""
+        return f"{_SHORT}, for the checks of it did not run: {names}" if names else ""
     lacking = f"{left} check{'s' if left > 1 else ''} did not run for want of an oracle"
     lacking += ": nothing was compared with exact scores"
-    return f"{lacking}, and nothing shows that these declared fields are honoured: {names}" if names else lacking
+    return f"{lacking}, and {_SHORT}, whatever else was checked of them: {names}" if names else lacking
 
 
 def _wants_oracle(result: Result) -> bool:

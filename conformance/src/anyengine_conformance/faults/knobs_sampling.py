@@ -26,6 +26,12 @@ class ChangedSampling(ChangedRequest):
         return replace(request, sampling=request.sampling.model_copy(update=changed)) if changed else request
 
 
+@fault("knobs.temperature-zero-is-greedy", "the temperature is ignored", wide=True)
+class TemperatureIgnored(ChangedSampling):
+    def fields(self, sampling: SamplingParams) -> dict[str, Any]:
+        return {"temperature": 1.0}
+
+
 @fault("knobs.temperature-zero-is-greedy", "temperature 0 is taken for 'unset'")
 class ZeroIsUnset(ChangedSampling):
     def fields(self, sampling: SamplingParams) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from anyengine import SamplingParams
@@ -64,6 +65,12 @@ class ThirtyTwoBits(ChangedRequest):
         return request if seed is None else _with(request, seed=seed % 2**32)
 
 
+@fault("seeds.seeds-differ", "every request gets the same seed", wide=True)
+class SameForAll(ChangedRequest):
+    def change(self, request: TokenRequest) -> TokenRequest:
+        return _with(request, seed=0)
+
+
 @fault("seeds.greedy-needs-none", "a greedy completion reports a seed")
 class GreedySeed(ChangedCompletion):
     def change(self, completion: Completion, options: Mapping[str, Any]) -> Completion:
@@ -81,3 +88,11 @@ class EachLoadElsewhere(ChangedRequest):
     def change(self, request: TokenRequest) -> TokenRequest:
         seed = request.sampling.seed
         return request if seed is None or self.config.determinism == "none" else _with(request, seed=seed + self.loads)
+
+
+@fault("seeds.run-repeats", "seeds are ignored", wide=True)
+class SeedsIgnored(ChangedRequest):
+    requests = count()
+
+    def change(self, request: TokenRequest) -> TokenRequest:
+        return _with(request, seed=next(self.requests))

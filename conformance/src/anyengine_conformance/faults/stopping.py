@@ -135,6 +135,12 @@ class StopTokensIgnored(BrokenEngine):
         return prompt, {name: value for name, value in options.items() if name != "stop_token_ids"}
 
 
+@fault("stopping.stop-token-ends-it", "the backend never hears of the caller's stop tokens")
+class StopTokensNotHanded(ChangedRequest):
+    def change(self, request: TokenRequest) -> TokenRequest:
+        return replace(request, stop_token_ids=frozenset())
+
+
 @fault("stopping.eos-ends-it", "only the first end-of-sequence token is known")
 class OneEosOnly(ChangedRequest):
     def change(self, request: TokenRequest) -> TokenRequest:
