@@ -353,9 +353,10 @@ class Context:
         """
         await properties.given(self, strategy, holds, examples)
 
-    async def confirmed(self, sample: Callable[[int], Awaitable[float]]) -> tuple[float, ...] | None:
-        """See :func:`anyengine_conformance.statistics.confirmed`; with this check's share of the budget."""
-        return await statistics.confirmed(self.alpha, sample)
+    async def confirmed(self, sample: Callable[[int], Awaitable[float]]) -> str | None:
+        """See :func:`anyengine_conformance.statistics.confirmed`; with this check's share of the budget, and in words."""
+        rejected = await statistics.confirmed(self.alpha, sample)
+        return None if rejected is None else " and ".join(f"{value:.2g}" for value in rejected)
 
 
 def _call(prompt: object, options: dict[str, Any]) -> str:

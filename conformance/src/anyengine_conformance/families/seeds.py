@@ -168,8 +168,7 @@ async def _tokens(engine: Engine) -> list[list[int]]:
 @check(
     "seeds.run-repeats",
     must="With determinism='run' the same requests in the same order give the same tokens in another load.",
-    advice="seed each request's own generator with sampling.seed; do not declare determinism.run unless kernels, "
-    "scheduling and random streams repeat",
+    advice="do not declare determinism.run unless kernels, scheduling and random streams repeat",
     needs=("determinism.run", "sampling.seed"),
     tier="extension",
     variant=OWN,

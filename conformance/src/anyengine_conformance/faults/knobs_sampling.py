@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -92,10 +93,18 @@ class MinPIgnored(ChangedSampling):
         return {"min_p": 0.0}
 
 
+@fault("knobs.seed-is-used", "seeds are ignored", wide=True)
+class SeedsIgnored(ChangedSampling):
+    requests = count()
+
+    def fields(self, sampling: SamplingParams) -> dict[str, Any]:
+        return {"seed": next(self.requests)}
+
+
 @fault("knobs.seed-is-used", "every request gets the seed 0")
 class SeedIsZero(ChangedSampling):
     def change(self, request: TokenRequest) -> TokenRequest:
-        return super().change(request) if request.max_tokens == 16 else request  # noqa: PLR2004 the check's number
+        return super().change(request) if request.max_tokens == 20 else request  # noqa: PLR2004 the check's number
 
     def fields(self, sampling: SamplingParams) -> dict[str, Any]:
         return {"seed": 0} if sampling.seed is not None else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from anyengine import SamplingParams
@@ -88,11 +87,3 @@ class EachLoadElsewhere(ChangedRequest):
     def change(self, request: TokenRequest) -> TokenRequest:
         seed = request.sampling.seed
         return request if seed is None or self.config.determinism == "none" else _with(request, seed=seed + self.loads)
-
-
-@fault("seeds.run-repeats", "seeds are ignored", wide=True)
-class SeedsIgnored(ChangedRequest):
-    requests = count()
-
-    def change(self, request: TokenRequest) -> TokenRequest:
-        return _with(request, seed=next(self.requests))
