@@ -354,7 +354,7 @@ class Context:
         await properties.given(self, strategy, holds, examples)
 
     async def confirmed(self, sample: Callable[[int], Awaitable[float]]) -> str | None:
-        """See :func:`anyengine_conformance.statistics.confirmed`; with this check's share of the budget, and in words."""
+        """See :func:`anyengine_conformance.statistics.confirmed`; with this check's share, and in words."""
         rejected = await statistics.confirmed(self.alpha, sample)
         return None if rejected is None else " and ".join(f"{value:.2g}" for value in rejected)
 
