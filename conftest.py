@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 from anyengine.environments import environments
 from anyengine.worker.supervisor import is_running
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 #: for one another, and by default they wait busily, on the processor that the others need. It made tests that compare
 #: with torch twice as slow beside two of their kind, and one of them twelve times as slow beside vLLM.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# An example that waits for a processor is no failure.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 ROOT = Path(__file__).parent
 

@@ -93,7 +93,7 @@ async def test_tokens_that_ran_ahead_are_discarded(faulty, load):
         assert (answer.stop_reason, answer.usage.cached_tokens) == ("lo", 1)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     cuts=st.lists(st.integers(1, 4), min_size=1, max_size=20),
     stop=st.sampled_from(["hello world. hello", "lo", "o w", " ", "zz", ". h", "h"]),

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 EOS = 256
 VOCAB = 259
 SECONDS = 1.0  # of the processor: what else runs on the machine is none of its doing
-PROPERTY = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+PROPERTY = settings(max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

@@ -38,9 +38,7 @@ OPERATIONS = [
 ]  # fmt: skip
 POSTS = [path for method, path in OPERATIONS if method == "POST"]
 AS_SPECIFIED = [status_code_conformance, content_type_conformance, response_schema_conformance]
-DRAWN = settings(
-    max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
-)
+DRAWN = settings(max_examples=100, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
 
 
 @schemathesis.deserializer("text/event-stream")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from anyengine.text.decoding import IncrementalDecoder
 
 # Each of these runs for every kind of tokenizer.
-many = settings(max_examples=60, deadline=None)
+many = settings(max_examples=60)
 
 
 def chunked(data: st.DataObject, ids: list[int]) -> list[list[int]]:

@@ -67,7 +67,7 @@ def streamed(table: DecoderTable, chunks: list[list[int]], options: Options, *, 
     return Result(text, detokenizer.num_tokens, stopped and (stopped.stop, stopped.start, stopped.end))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), terminated=st.booleans())
 def test_the_result_is_a_function_of_the_tokens_not_of_the_chunks(
     tokenizer: Tokenizer, table: DecoderTable, data: st.DataObject, *, terminated: bool

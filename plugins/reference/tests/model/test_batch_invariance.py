@@ -61,7 +61,7 @@ def sequences(draw: st.DrawFn) -> list[list[int]]:
 
 @pytest.mark.parametrize("name", MODELS)
 @given(data=st.data(), prompts=sequences(), block_size=st.sampled_from([16, 16, 8, 5, 64]), seed=st.integers(0, 999))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_row_has_the_same_bits_in_every_schedule(
     name: str,
     random_model: Callable[..., Model],
@@ -123,7 +123,7 @@ def test_a_copied_block_serves_a_sequence_that_goes_on_from_its_middle(random_mo
 @given(
     seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 300), outputs=st.integers(1, 90), inputs=st.integers(1, 1300)
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_product_gives_a_row_the_same_bits_among_any_others(seed: int, rows: int, outputs: int, inputs: int) -> None:
     generator = np.random.default_rng(seed)
     linear = ops.Linear(generator.standard_normal((outputs, inputs), dtype=np.float32))
