@@ -39,8 +39,8 @@ SHORT_OF_CACHE = variant(
 _LENGTH = 16
 _TOLERANCE = "near-ties of the data type, as in parity"
 _GREEDY = ("sampling.temperature",)
-#: Of a measurement, and where it is not clear.
-_ROUNDS, _MOST_ROUNDS = 3, 8
+#: Of a measurement, and where it is not clear, for so many seconds.
+_ROUNDS, _MOST_ROUNDS, _LONGEST = 3, 24, 40.0
 #: Seconds for 256 tokens, one request after another, below which there is no model to batch.
 _INSTANT = 0.05
 _ADVICE = (
@@ -139,21 +139,22 @@ async def short_overtakes_long(t: Context) -> None:
     must="Eight requests at once take less than 80% of the time that the same eight take one after another.",
     advice="compute one step for all running sequences, not one sequence after the other",
     needs=("request.ignore_eos",),
-    tolerance="shortest of 3 rounds each, of 8 where those leave doubt; a batching engine needs a half or less, 80% "
-    "leaves room for a busy machine",
+    tolerance="shortest of 3 rounds each, of up to 24 in 40 s where those leave doubt; a batching engine needs a half "
+    "or less, 80% leaves room for a busy machine",
     deadline=120,
     tier="extension",
 )
 async def throughput_grows(t: Context) -> None:
-    best = {1: math.inf, 8: math.inf}
+    best, began = {1: math.inf, 8: math.inf}, time.perf_counter()
     for number in range(_MOST_ROUNDS):
         for size in (1, 8):
             started = time.perf_counter()
             for first in range(0, 8, size):
                 await _together(t, kinds.DISTINCT[first : first + size], max_tokens=32, ignore_eos=True)
             best[size] = min(best[size], time.perf_counter() - started)
-        # On a busy machine three rounds of the same length can differ by a third.
-        if number >= _ROUNDS - 1 and not 0.6 < best[8] / best[1] < 1:
+        # On a busy machine rounds of the same length can differ by a third, and for seconds none be undisturbed.
+        doubt = 0.6 < best[8] / best[1] < 1 and time.perf_counter() - began < _LONGEST
+        if number >= _ROUNDS - 1 and not doubt:
             break
     grew = best[8] < 0.8 * best[1]
     if not grew and best[1] < _INSTANT:
