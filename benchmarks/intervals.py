@@ -17,8 +17,8 @@ def interval(values: list[float]) -> dict[str, float]:
     ordered = sorted(values)
     n = len(ordered)
     # Largest k with P(Binomial(n, 1/2) < k) <= 2.5%, counted in outcomes of 2^n: a float has no shares so small.
-    outcomes, k, exactly = 0, 0, 1
-    while k < n // 2 and (outcomes + exactly) * 40 <= 2**n:
+    outcomes, k, exactly, most = 0, 0, 1, 2**n // 40
+    while k < n // 2 and outcomes + exactly <= most:
         outcomes += exactly
         k += 1
         exactly = exactly * (n - k + 1) // k

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -153,8 +154,6 @@ async def test_structures_hold(engine: Engine):
 
 
 async def test_leaving_a_stream_ends_the_request_there(engine: Engine):
-    import asyncio
-
     for _ in range(20):  # on a busy machine the server may have come to the end before the first chunk is here
         async with engine.stream(PROMPT, sampling=GREEDY, max_tokens=480, ignore_eos=True) as stream:
             await anext(aiter(stream))
@@ -190,8 +189,6 @@ async def test_refusals(engine: Engine, server: Any, storyteller: Path):
 
 
 async def test_many_at_once(engine: Engine, expected: Engine):
-    import asyncio
-
     prompts = [f"Story number {number}" for number in range(32)]
     answers = await asyncio.gather(*(engine.generate(prompt, sampling=GREEDY, max_tokens=6) for prompt in prompts))
     assert answers[0].token_ids == (await expected.generate(prompts[0], sampling=GREEDY, max_tokens=6)).token_ids
@@ -199,8 +196,6 @@ async def test_many_at_once(engine: Engine, expected: Engine):
 
 async def test_a_server_that_is_killed_ends_its_streams(server: Any, storyteller: Path, all_running: Any):
     # The last test of this module: the server is gone afterwards.
-    import asyncio
-
     native = {"url": server[0], "token": "secret"}
     async with Engine.load("vllm", str(storyteller), native=native) as loaded:
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 family("knobs", "Knobs")
 
 _LENGTH = 24
+#: Tokens of a request with a seed that is repeated; of no other check, for a fault is told by it.
+SEEDED = 20
 
 
 def _unchanged(value: float, token: int, before: Sequence[int]) -> float:
@@ -285,11 +287,11 @@ async def min_p_bounds_the_ratio(t: Context) -> None:
     advice="seed each request's own generator with sampling.seed; a generator of the whole engine will not do",
     needs=("sampling.seed",),
     tier="extension",
-    tolerance="one of 8 seeds repeats 20 tokens: where `determinism` is not asked for, rounding may turn one of them",
+    tolerance=f"one of 8 seeds repeats {SEEDED} tokens: where `determinism` is not asked for, rounding may turn one of them",
 )
 async def seed_is_used(t: Context) -> None:
     first, again = [
-        [await t.generate(max_tokens=20, sampling=SamplingParams(seed=seed), **t.unending) for seed in range(8)]
+        [await t.generate(max_tokens=SEEDED, sampling=SamplingParams(seed=seed), **t.unending) for seed in range(8)]
         for _ in range(2)
     ]
     t.equal([answer.seed for answer in first], list(range(8)), "Completion.seed")
@@ -306,6 +308,6 @@ async def seed_is_used(t: Context) -> None:
         )
     t.expect(
         any(one.token_ids == other.token_ids for one, other in zip(first, again, strict=True)),
-        expected="the same 20 tokens when a request is repeated with its seed, for one of 8 seeds at least",
+        expected=f"the same {SEEDED} tokens when a request is repeated with its seed, for one of 8 seeds at least",
         seen=f"other tokens with each of them; with the seed 0 {first[0].token_ids}, and then {again[0].token_ids}",
     )

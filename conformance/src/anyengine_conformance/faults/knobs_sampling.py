@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from anyengine_conformance.broken import fault
+from anyengine_conformance.families.knobs_sampling import SEEDED
 from anyengine_conformance.faults.stopping import ChangedRequest
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class SeedsIgnored(ChangedSampling):
 @fault("knobs.seed-is-used", "every request gets the seed 0")
 class SeedIsZero(ChangedSampling):
     def change(self, request: TokenRequest) -> TokenRequest:
-        return super().change(request) if request.max_tokens == 20 else request  # noqa: PLR2004 the check's number
+        return super().change(request) if request.max_tokens == SEEDED else request
 
     def fields(self, sampling: SamplingParams) -> dict[str, Any]:
         return {"seed": 0} if sampling.seed is not None else {}
