@@ -223,6 +223,19 @@ def all_running() -> Callable[..., Awaitable[None]]:
 
 
 @pytest.fixture(scope="session")
+def drained() -> Callable[..., Coroutine[Any, Any, None]]:
+    """Streams from an engine until it ends one: on a busy machine a whole answer may come at once, before any fault."""
+
+    async def drain(engine: Any, **options: Any) -> None:
+        while True:
+            async with engine.stream("Once upon a time", ignore_eos=True, **options) as stream:
+                async for _ in stream:
+                    pass
+
+    return drain
+
+
+@pytest.fixture(scope="session")
 def named() -> Callable[[Iterable[int], str], int]:
     """Finds the one process of those whose command has a word: ``--serve`` is in that of an engine's worker."""
 

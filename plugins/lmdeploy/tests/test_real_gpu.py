@@ -203,14 +203,6 @@ async def test_ten_thousand_requests_cancelled_at_random_leave_nothing(real, sto
         assert len((await engine.generate(PROMPT, max_tokens=4, ignore_eos=True)).token_ids) == 4
 
 
-async def _drained(engine):
-    """Streams, one after the other, until the engine ends one."""
-    while True:
-        async with engine.stream(PROMPT, max_tokens=900, ignore_eos=True) as stream:
-            async for _ in stream:
-                pass
-
-
 # Seen at once, an end comes before the heartbeat misses one, which takes 6 s.
 @pytest.mark.parametrize(
     ("signum", "kind", "seconds"),
@@ -218,14 +210,14 @@ async def _drained(engine):
     ids=["killed", "stopped"],
 )
 async def test_a_fault_ends_every_request_in_time_and_leaves_nothing(
-    real, storyteller, still_running, all_running, named, gpu, signum, kind, seconds
+    real, storyteller, still_running, all_running, drained, named, gpu, signum, kind, seconds
 ):
     if "environment" not in real:
         pytest.skip("in this process there is no worker to die")
     level = gpu.used()
     async with Engine.load("lmdeploy", str(storyteller), **real) as engine:
         pids = [engine.pid, *descendants(engine.pid)]
-        requests = [asyncio.create_task(_drained(engine)) for _ in range(4)]
+        requests = [asyncio.create_task(drained(engine, max_tokens=900)) for _ in range(4)]
         await all_running(engine, requests)
         os.kill(named(pids, "--serve"), signum)
         began = time.monotonic()

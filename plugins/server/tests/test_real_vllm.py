@@ -194,19 +194,11 @@ async def test_many_at_once(engine: Engine, expected: Engine):
     assert answers[0].token_ids == (await expected.generate(prompts[0], sampling=GREEDY, max_tokens=6)).token_ids
 
 
-async def test_a_server_that_is_killed_ends_its_streams(server: Any, storyteller: Path, all_running: Any):
+async def test_a_server_that_is_killed_ends_its_streams(server: Any, storyteller: Path, all_running: Any, drained: Any):
     # The last test of this module: the server is gone afterwards.
     native = {"url": server[0], "token": "secret"}
     async with Engine.load("vllm", str(storyteller), native=native) as loaded:
-
-        async def drained() -> None:
-            # One after the other: on a busy machine a whole answer may come at once, before the server is killed.
-            while True:
-                async with loaded.stream(PROMPT, sampling=GREEDY, max_tokens=480, ignore_eos=True) as stream:
-                    async for _ in stream:
-                        pass
-
-        requests = [asyncio.create_task(drained()) for _ in range(4)]
+        requests = [asyncio.create_task(drained(loaded, sampling=GREEDY, max_tokens=480)) for _ in range(4)]
         await all_running(loaded, requests)
         for pid in descendants(server[1].pid):
             with contextlib.suppress(ProcessLookupError):  # the guard, which has seen the first one end, was faster

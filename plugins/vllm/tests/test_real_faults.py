@@ -19,14 +19,6 @@ def in_a_worker(place):
         pytest.skip("in this process there is no worker to die")
 
 
-async def drained(engine):
-    """Streams, one after the other, until the engine ends one."""
-    while True:
-        async with engine.stream("Once upon a time", max_tokens=900, ignore_eos=True) as stream:
-            async for _ in stream:
-                pass
-
-
 # Seen at once, an end comes before the heartbeat misses one, which takes 6 s. To 1 s, on a machine with nothing else to
 # do, the conformance suite holds engines.
 @pytest.mark.parametrize(
@@ -40,11 +32,11 @@ async def drained(engine):
     ids=["worker killed", "core killed", "worker stopped", "core stopped"],
 )
 async def test_a_fault_ends_every_request_in_time_and_leaves_nothing(
-    small, storyteller, still_running, all_running, named, victim, signum, kind, seconds
+    small, storyteller, still_running, all_running, drained, named, victim, signum, kind, seconds
 ):
     async with Engine.load("vllm", storyteller, **small) as engine:
         pids = [engine.pid, *descendants(engine.pid)]
-        requests = [asyncio.create_task(drained(engine)) for _ in range(4)]
+        requests = [asyncio.create_task(drained(engine, max_tokens=900)) for _ in range(4)]
         await all_running(engine, requests)
         os.kill(named(pids, victim), signum)
         began = time.monotonic()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 family("knobs", "Knobs")
 
 _LENGTH = 24
-#: Tokens of a request with a seed that is repeated; of no other check, for a fault is told by it.
+#: Tokens of a request with a seed that is repeated; of no core check, for its fault goes by it.
 SEEDED = 20
 
 
@@ -287,7 +287,8 @@ async def min_p_bounds_the_ratio(t: Context) -> None:
     advice="seed each request's own generator with sampling.seed; a generator of the whole engine will not do",
     needs=("sampling.seed",),
     tier="extension",
-    tolerance=f"one of 8 seeds repeats {SEEDED} tokens: where `determinism` is not asked for, rounding may turn one of them",
+    tolerance=f"one of 8 seeds repeats {SEEDED} tokens: where `determinism` is not asked for, rounding may turn one of "
+    "them",
 )
 async def seed_is_used(t: Context) -> None:
     first, again = [
