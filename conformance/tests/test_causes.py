@@ -47,7 +47,7 @@ def test_the_check_whose_fault_trips_what_failed_comes_first(fault):
     same = {made.check for made in all_faults() if sorted({made.check, *made.also_fails}) == failed}
     assert ordered[0].id in same
     assert told(ordered).startswith(f"{ordered[0].id} is the likely cause")
-    assert f"trip {len(failed) - 1} of the other {len(failed) - 1} " in told(ordered)
+    assert f"trip all the other {len(failed) - 1} " in told(ordered)
 
 
 def _without_oracle(*failed: str) -> Report:
@@ -69,7 +69,7 @@ def _without_oracle(*failed: str) -> Report:
                 "knobs.temperature-above-one-flattens",
                 "logprobs.greedy-is-the-top",
             ),
-            "knobs.temperature-zero-is-greedy is the likely cause: such a fault is known to trip 3 of the other 3",
+            "knobs.temperature-zero-is-greedy is the likely cause: such a fault is known to trip all the other 3 ",
         ),
         # Temperature 0 does not.
         (
@@ -84,7 +84,7 @@ def _without_oracle(*failed: str) -> Report:
                 "knobs.seed-is-used",
                 "seeds.run-repeats",
             ),
-            "knobs.seed-is-used is the likely cause: such a fault is known to trip 3 of the other 3",
+            "knobs.seed-is-used is the likely cause: such a fault is known to trip all the other 3 ",
         ),
         # Every request has the same one, and so as many draws as one likes are one draw.
         (

@@ -88,6 +88,14 @@ def test_a_third_partys_factory_is_run_by_its_configuration(tmp_path: Path, cli)
     assert report["results"][0]["command"].startswith(f"anyengine conformance run --config {file}")
 
 
+def test_where_a_factory_keeps_the_engine_from_a_worker_the_reason_names_it(tmp_path: Path, cli):
+    file = tmp_path / "conformance.toml"
+    file.write_text('[subject]\nfactory = "anyengine_conformance.simulated:SimulatedPlugin"\n')
+    report = json.loads(cli("run", "--config", file, "--only", "faults.next-load-works", "--json").output)
+    assert [result["outcome"] for result in report["results"]] == ["not-run"]
+    assert "install the plugin and name it instead, as `engine`" in report["results"][0]["reason"]
+
+
 FACTORIES = """
 import asyncio, os, time
 from anyengine_conformance.simulated import SimulatedPlugin

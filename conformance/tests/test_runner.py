@@ -46,6 +46,18 @@ def test_a_failure_says_what_was_asked_expected_and_seen_and_what_to_do(make_run
     assert result.command == "anyengine conformance run mine --only tests.made"
 
 
+async def bad_in_the_end(t):
+    for count in range(1, 9):
+        await t.generate(max_tokens=count)
+    raise t.fail(expected="this", seen="that")
+
+
+def test_of_many_calls_the_last_are_said_and_how_many_came_before(make_runner, make_check):
+    asked = make_runner().run_check(make_check(bad_in_the_end)).asked.splitlines()
+    assert (asked[0], len(asked)) == ("… and 2 before:", 7)
+    assert "max_tokens=3" in asked[1]
+
+
 def test_a_failure_is_repeated_with_the_file_that_the_run_had(make_runner, make_check, tmp_path):
     file = tmp_path / "conformance.toml"
     runner = make_runner(settings=Settings(engine="simulated", oracle="simulated", file=file))

@@ -11,7 +11,7 @@ import concurrent.futures
 import contextlib
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from anyengine_conformance.interrupts import held
@@ -27,6 +27,8 @@ T = TypeVar("T")
 _ABANDONED: list[asyncio.AbstractEventLoop] = []
 #: What threads take their calls from that have nothing to do.
 _IDLE: list[SimpleQueue[Callable[[], None]]] = []
+#: Seconds that a thread waits for its next call.
+_PATIENCE = 5.0
 #: Seconds for what was cancelled to clean up.
 GRACE = 10.0
 #: The same where somebody waits for the end of everything.
@@ -44,8 +46,8 @@ class Hung(Exception):
 class _Daemons(concurrent.futures.ThreadPoolExecutor):
     """Threads that Python does not wait for: an engine may hang in one for ever. A call has one to itself.
 
-    One that has nothing to do takes the next call, of whatever bench: for each new thread hypothesis collects garbage,
-    and looks through all that is left, for a tenth of a second.
+    One that has nothing to do takes the next call, of whatever bench, and ends if none comes for some seconds: for each
+    new thread hypothesis collects garbage, and looks through all that is left, for a tenth of a second.
     """
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
@@ -70,7 +72,16 @@ class _Daemons(concurrent.futures.ThreadPoolExecutor):
 
 def _work(calls: SimpleQueue[Callable[[], None]]) -> None:
     while True:
-        calls.get()()
+        try:
+            call = calls.get(timeout=_PATIENCE)
+        except Empty:
+            try:
+                _IDLE.remove(calls)
+            except ValueError:  # taken just now: its call is on the way
+                continue
+            return
+        call()
+        del call  # what it held may go
         _IDLE.append(calls)
 
 

@@ -62,12 +62,18 @@ def told(ordered: Sequence[Result]) -> str:
     best, said = 0.5, ""
     for fault in _faults_of().get(first, ()):
         # What a fault makes of extensions is known of the wide ones only.
-        others, what = (every, "failed checks") if fault.wide else (core, "core checks")
+        others, what = (every, "failed check") if fault.wide else (core, "core check")
         most = len(others.intersection(fault.also_fails))
         if others and most / len(others) > best:
             best = most / len(others)
-            said = f"such a fault is known to trip {most} of the other {len(others)} {what} too"
+            said = f"such a fault is known to trip {_share(most, len(others), what)} too"
     return f"{first} is the likely cause: {said}" if said else ""
+
+
+def _share(most: int, others: int, what: str) -> str:
+    if most < others:
+        return f"{most} of the other {others} {what}s"
+    return f"the other {what}" if others == 1 else f"all the other {others} {what}s"
 
 
 def grouped(ordered: Sequence[Result]) -> list[list[Result]]:

@@ -231,8 +231,9 @@ class Context:
 
     @property
     def calls(self) -> str:
-        """The last calls, one a line."""
-        return "\n".join(self._asked[-_REMEMBERED:])
+        """The last calls, one a line, and how many there were before."""
+        earlier = len(self._asked) - _REMEMBERED
+        return "\n".join([*([f"… and {earlier} before:"] if earlier > 0 else []), *self._asked[-_REMEMBERED:]])
 
     async def generate(self, prompt: Any = None, **options: Any) -> Completion:
         """One completion; of :attr:`prompt`, greedy, unless told otherwise."""

@@ -117,6 +117,12 @@ class FactoryTarget:
     async def load(self, config: Mapping[str, Any]) -> Engine:
         made = await self._factory()
         if isinstance(made, PluginTarget):
+            if config.get("isolation") == "process":
+                raise InvalidConfig(
+                    f"isolation: {self._place}, the subject's `factory`, gives a plugin object, which a worker cannot "
+                    "have; install the plugin and name it instead, as `engine`",
+                    field="isolation",
+                )
             return await made.load(config)
         engine: Any = made(config=EngineConfig(**config))
         engine = await engine if inspect.isawaitable(engine) else engine

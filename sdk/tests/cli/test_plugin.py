@@ -125,3 +125,4 @@ def test_the_folder_is_named_after_the_engine_if_nobody_says_otherwise(anyengine
     monkeypatch.chdir(tmp_path)
     lines = anyengine("plugin", "new", "mine").stdout.splitlines()
     assert "anyengine-mine/src/anyengine_mine/plugin.py" in lines
+    assert lines[-1].startswith("Next: cd anyengine-mine; ")

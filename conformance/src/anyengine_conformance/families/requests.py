@@ -211,6 +211,9 @@ async def list_keeps_order(t: Context) -> None:
 async def errors_in_their_place(t: Context) -> None:
     prompts = [PROMPTS[0], "half of a character: \ud83d", PROMPTS[1]]
     answers: Any = await t.generate(prompts, max_tokens=2, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, Exception) and not isinstance(answer, InvalidRequest):
+            raise answer  # the engine's, which says itself what is wrong
     kinds = [type(answer).__name__ for answer in answers]
     t.equal(kinds, ["Completion", "InvalidRequest", "Completion"], "types of the results")
     t.equal(answers[1].field, "prompts[1].prompt", "field of the error")

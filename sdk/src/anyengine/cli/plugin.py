@@ -39,4 +39,4 @@ def new(output: Output, /, name: str, directory: Path | None) -> None:
         return
     for file in files:
         output.text(str(folder / file))
-    output.note(f"next: cd {folder}; README.md begins with the lines that install, run and certify it")
+    output.text(f"\nNext: cd {folder}; README.md begins with the lines that install, run and certify it.")
