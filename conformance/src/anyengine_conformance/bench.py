@@ -127,13 +127,14 @@ class Bench:
         """
         ended = threading.Event()
         future: concurrent.futures.Future[T] | None = None
+        # Not the future is waited for: interrupted at the wrong moment, it would leave its lock to nobody.
+        done = SimpleQueue[concurrent.futures.Future[T]]()
         try:
             with held():  # else what has begun already would be cancelled by nobody
                 future = asyncio.run_coroutine_threadsafe(_limited(work, limit, ended), self._loop)
-            return future.result(limit + self._grace)
-        except concurrent.futures.TimeoutError:
-            if future is None or future.done():  # the coroutine's own TimeoutError: the two are one class
-                raise
+                future.add_done_callback(done.put)
+            finished = done.get(timeout=limit + self._grace)
+        except Empty:
             self._give_up()
             raise Hung(f"gave no sign of life {self._grace:g} s after its limit of {limit:g} s") from None
         except KeyboardInterrupt:
@@ -144,6 +145,7 @@ class Bench:
             if not ended.wait(_HURRY):
                 self._give_up()
             raise
+        return finished.result()
 
     def _give_up(self) -> None:
         """Leave the loop to its daemon thread, which ends it if it ever can, and go on with a new one."""

@@ -6,17 +6,18 @@ import atexit
 import os
 import threading
 import weakref
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
-from anyio.from_thread import BlockingPortal
 
 from anyengine.errors import EngineClosed, Misuse
+from anyengine.sync.loop import Loop, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from anyengine.sync.loop import Then
 
 __all__ = ["Portal"]
 
@@ -24,6 +25,10 @@ T = TypeVar("T")
 
 #: Those that are to be closed when the program ends.
 _open: weakref.WeakSet[Portal] = weakref.WeakSet()
+
+
+def _nobody(value: object, error: BaseException | None) -> None:
+    """Who is told what nobody waits for."""
 
 
 @atexit.register
@@ -46,19 +51,16 @@ class Portal:
     """
 
     def __init__(self, last: Callable[[], Awaitable[Any]] | None = None) -> None:
-        # Not anyio's own start_blocking_portal: it waits for its loop when it is collected, and at the end of the
-        # program, or in a fork, there is no loop any more that could answer.
-        ready: Future[BlockingPortal] = Future()
-        self._thread = threading.Thread(target=_run, args=(ready,), name="anyengine", daemon=True)
-        self._thread.start()
-        self._portal = ready.result()
+        # Not anyio's own portal: its futures can be left locked by an interrupt, it waits for its loop when it is
+        # collected, and at the end of the program, or in a fork, there is no loop any more that could answer.
+        self._loop = Loop("anyengine")
         self._last = last
         self._process = os.getpid()
         self.closed = False
         # A signal's handler may close what its own thread is closing.
         self._closing = threading.RLock()
         self._rooms: set[anyio.Event] = set()
-        self._forgotten = weakref.finalize(self, _end, self._portal, last, self._process)
+        self._forgotten = weakref.finalize(self, _end, self._loop, last, self._process)
         self._forgotten.atexit = False
         _open.add(self)
 
@@ -79,24 +81,22 @@ class Portal:
                 "an engine here, or start processes with multiprocessing's method 'spawn'"
             )
 
-    def start(self, work: Callable[[], Awaitable[T] | T]) -> Future[T]:
-        """Begin, and return at once.
+    def start(self, work: Callable[[], Awaitable[Any] | Any], then: Then = _nobody) -> None:
+        """Begin, and return at once; ``then`` is told on the loop what came of it.
 
         Raises:
-            EngineClosed: the loop is closed.
+            EngineClosed: the loop has ended.
             Misuse: it is in another process, or the caller is on it.
         """
         self.require_own_process()
         self._require_other_thread()
-        try:
-            return self._portal.start_task_soon(work)  # pyright: ignore[reportReturnType, reportArgumentType] its overloads tell the two apart
-        except RuntimeError as error:
-            raise EngineClosed("the engine was closed; load a new one") from error
+        self._loop.start(work, then)
 
     def call(self, work: Callable[[], Awaitable[T]]) -> T:
         """Run to the end. What interrupts the calling thread (Ctrl+C) cancels the work."""
         scope: anyio.CancelScope | None = None
         interrupted = False
+        outcome = Outcome[T]()
 
         async def run() -> T:
             nonlocal scope
@@ -107,7 +107,8 @@ class Portal:
             raise EngineClosed("the call was interrupted")  # nobody hears it
 
         try:
-            return self.start(run).result()
+            self.start(run, outcome.tell)
+            return outcome.result()
         except Exception:
             raise
         except BaseException:  # perhaps before we know of the task: it may begin yet, or run already
@@ -129,7 +130,7 @@ class Portal:
             room.set()
 
     def _require_other_thread(self) -> None:
-        if threading.current_thread() is self._thread:
+        if self._loop.is_current:
             raise Misuse(
                 "a call of anyengine.sync from the engine's own thread, as from an extension, would wait for itself"
             )
@@ -149,36 +150,22 @@ class Portal:
                     self.call(self._last)
             finally:
                 self.call(self._make_room)
-                self.call(self._portal.stop)
-                self._thread.join()
+                self._loop.stop()
+                self._loop.join()
                 _open.discard(self)
 
 
-def _run(ready: Future[BlockingPortal]) -> None:
-    """The loop's thread."""
-
-    async def serve() -> None:
-        async with BlockingPortal() as portal:
-            ready.set_result(portal)
-            await portal.sleep_until_stopped()
-
-    try:
-        anyio.run(serve, backend="asyncio")
-    except BaseException as error:
-        if ready.done():
-            raise
-        ready.set_exception(error)
-
-
-def _end(portal: BlockingPortal, last: Callable[[], Awaitable[Any]] | None, process: int) -> None:
+def _end(loop: Loop, last: Callable[[], Awaitable[Any]] | None, process: int) -> None:
     """End the loop of a portal that nobody has any more."""
 
     def end() -> None:
         try:
             if last is not None:
-                portal.call(last)
+                outcome = Outcome[Any]()
+                loop.start(last, outcome.tell)
+                outcome.result()
         finally:
-            portal.call(portal.stop)
+            loop.stop()
 
     # Apart: the garbage collector may call this in any thread, that of the loop among them.
     if process == os.getpid():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-from collections import deque
+import enum
 from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import anyio
@@ -13,7 +13,6 @@ from anyengine.errors import EngineClosed, Misuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from concurrent.futures import Future
     from types import TracebackType
     from typing import Self
 
@@ -25,47 +24,57 @@ __all__ = ["Stream"]
 
 #: Chunks that may lie ready; beyond it the reader on the loop waits, and the engine's own collector merges.
 _MAX_READY = 1024
+#: Seconds after which one who waits looks whether the stream is over.
+_LOOK = 1.0
+
+
+class _Mark(enum.Enum):
+    """What comes between chunks: the stream is entered, then it is over."""
+
+    ENTERED = enum.auto()
+    OVER = enum.auto()
 
 
 class Stream:
     """Chunks as they come; see :class:`anyengine.Stream` for the guarantees.
 
-    One task on the engine's loop reads for us. The iterating thread takes everything that lies ready at once, so that
-    a fast engine does not cost a change of threads for each chunk.
+    One task on the engine's loop reads for us. What it has read lies ready, so that a fast engine does not cost a
+    change of threads for each chunk. All that this thread waits for comes through one queue, see
+    :mod:`anyengine.sync.loop`.
     """
 
     def __init__(self, portal: Portal, stream: AsyncStream) -> None:
         self._portal = portal
         self._stream = stream
-        self._ready: deque[Chunk] = deque()
-        self._taken: deque[Chunk] = deque()
-        self._changed = threading.Condition()
+        self._ready: SimpleQueue[Chunk | _Mark] = SimpleQueue()
+        self._asked = False
+        self._begun = False
         self._entered = False
         self._left = False
         self._over = False
         self._error: BaseException | None = None
         self._error_on_exit: BaseException | None = None
         self._room: anyio.Event | None = None
-        self._task: Future[None] | None = None
+        self._entering: anyio.CancelScope | None = None
         self._reading: anyio.CancelScope | None = None
+
+    # -- on the loop --------------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
         try:
-            async with self._stream as stream:
-                # Leaving cancels the reading only, so that the stream's own exit is an ordinary one.
-                with anyio.CancelScope() as self._reading:
-                    with self._changed:
+            with anyio.CancelScope() as self._entering:
+                if self._left:
+                    return
+                async with self._stream as stream:
+                    # From here leaving cancels the reading only, so that the stream's own exit is an ordinary one.
+                    with anyio.CancelScope() as self._reading:
                         self._entered = True
-                        self._changed.notify_all()
-                    await self._read_all(stream)
+                        self._ready.put(_Mark.ENTERED)
+                        await self._read_all(stream)
         except Exception as error:  # noqa: BLE001 raised again in the iterating thread
             if not self._entered:
                 self._error = error
             self._error_on_exit = error
-        finally:
-            with self._changed:
-                self._over = True
-                self._changed.notify_all()
 
     async def _read_all(self, stream: AsyncStream) -> None:
         try:
@@ -81,58 +90,79 @@ class Stream:
             raise
 
     def _offer(self, chunk: Chunk) -> anyio.Event | None:
-        with self._changed:
-            self._ready.append(chunk)
-            full = len(self._ready) >= _MAX_READY and not self._portal.closed
-            room = self._room = anyio.Event() if full else None
-            self._changed.notify_all()
-        return room
+        self._ready.put(chunk)
+        if self._ready.qsize() < _MAX_READY or self._portal.closed:
+            return None
+        self._room = anyio.Event()
+        if self._ready.qsize() <= _MAX_READY // 2:  # who read so much meanwhile may not have seen that we wait
+            self._room = None
+        return self._room
+
+    def _make_room(self) -> None:
+        room, self._room = self._room, None
+        if room is not None:
+            room.set()
+
+    def _stop(self) -> None:
+        scope = self._reading or self._entering
+        if scope is not None:
+            scope.cancel()
+
+    def _end(self, _value: object, error: BaseException | None) -> None:
+        if error is not None and not self._entered:
+            self._error = error
+        self._over = True
+        self._ready.put(_Mark.OVER)
+
+    # -- in the thread that reads -------------------------------------------------------------------------------------
+
+    def _next(self) -> Chunk | _Mark:
+        """Wait for what comes next; the end comes as often as it is asked for, by whatever thread."""
+        while not (self._over and self._ready.empty()):
+            try:
+                following = self._ready.get(timeout=_LOOK)
+            except Empty:  # perhaps another thread took the end, and was interrupted before it gave it back
+                continue
+            if following is _Mark.OVER:
+                self._ready.put(following)
+            return following
+        return _Mark.OVER
 
     def __enter__(self) -> Self:
-        if self._task is not None:
+        if self._asked:
             raise Misuse("a stream can be entered once; make another with engine.stream(...)")
-        self._task = self._portal.start(self._read)
+        self._asked = True
         try:
-            with self._changed:
-                self._changed.wait_for(lambda: self._entered or self._over)
+            self._portal.start(self._read, self._end)
+            self._begun = True
+            mark = self._next()
         except BaseException:  # the thread was interrupted, and __exit__ will not be called
             self._leave()
             raise
-        if not self._entered:
+        if mark is not _Mark.ENTERED:
             raise self._error or EngineClosed("the engine was closed; load a new one")
         return self
 
     def __iter__(self) -> Iterator[Chunk]:
-        if self._task is None or self._left:
+        if not self._asked or self._left:
             raise Misuse("a stream is read inside its context: `with engine.stream(...) as stream`")
         return self
 
     def __next__(self) -> Chunk:
-        try:
-            return self._taken.popleft()
-        except IndexError:
-            return self._next_ready()
-
-    def _next_ready(self) -> Chunk:
-        if self._task is None:
+        if not self._asked:
             raise Misuse("a stream is read inside its context: `with engine.stream(...) as stream`")
-        self._portal.require_own_process()
-        with self._changed:
-            # Another thread that reads the same stream may have taken, or be taking, what is ready.
-            self._changed.wait_for(lambda: self._ready or self._taken or self._over)
-            self._taken.extend(self._ready)
-            self._ready.clear()
-            room, self._room = self._room, None
-            chunk = self._taken.popleft() if self._taken else None
-        if room is not None:
+        if self._ready.empty():
+            self._portal.require_own_process()
+        chunk = self._next()
+        if isinstance(chunk, _Mark):
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
+            raise StopIteration
+        if self._room is not None and self._ready.qsize() <= _MAX_READY // 2:
             with suppress(EngineClosed):
-                self._portal.start(room.set)
-        if chunk is not None:
-            return chunk
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-        raise StopIteration
+                self._portal.start(self._make_room)
+        return chunk
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -146,14 +176,9 @@ class Stream:
 
     def _leave(self) -> None:
         self._left = True
-        if self._task is not None and not self._portal.foreign:
-            if self._reading is None:
-                self._task.cancel()
-            else:
-                with suppress(EngineClosed):  # then it is over already
-                    self._portal.start(self._reading.cancel)
-            with self._changed:
-                self._changed.wait_for(lambda: self._over)
-        self._ready.clear()
-        self._taken.clear()
+        if self._asked and not self._portal.foreign:
+            with suppress(EngineClosed, Misuse):  # then it is over already, or was never begun
+                self._portal.start(self._stop)
+            while self._begun and self._next() is not _Mark.OVER:
+                pass
         self._error = None
