@@ -21,6 +21,7 @@ from anyengine.backend import TokenDelta
 from anyengine.errors import Misuse
 from anyengine.sync import Engine, Stream
 from anyengine.sync import stream as module
+from anyengine.sync.loop import Loop, Outcome
 from anyengine.sync.portal import Portal
 
 ROOT = Path(__file__).parents[2]
@@ -383,6 +384,19 @@ def test_two_threads_that_read_one_stream_share_it_and_both_see_its_end(endless)
         assert list(stream) == []
     assert sum(len(chunk.token_ids) for lot in lots for chunk in lot) == 200
     assert [sum(chunk.finish is not None for lot in lots for chunk in lot)] == [1]
+
+
+def test_what_the_loop_no_longer_came_to_is_told_so():
+    loop, outcome = Loop("anyengine"), Outcome()
+    loop._asyncio.call_soon_threadsafe = lambda *_: None  # it comes too late
+    loop.start(lambda: 3, outcome.tell)
+    del loop._asyncio.call_soon_threadsafe
+    loop.stop()
+    loop.join()
+    with pytest.raises(EngineClosed):
+        outcome.result()
+    with pytest.raises(EngineClosed):
+        loop.start(lambda: 3, outcome.tell)
 
 
 class InterruptedAt:

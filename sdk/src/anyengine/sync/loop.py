@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
@@ -77,8 +78,9 @@ class Loop:
             ready.tell(None, error)
         finally:
             # What came too late; what comes now finds the loop closed.
-            while self._unfinished:
-                self._unfinished.pop()(None, _closed())
+            with suppress(KeyError):  # there is no more
+                while True:
+                    self._unfinished.pop()(None, _closed())
 
     async def _serve(self, ready: Outcome[None]) -> None:
         self._asyncio = asyncio.get_running_loop()
@@ -135,10 +137,8 @@ class Loop:
 
     def stop(self) -> None:
         """Let everything that has begun come to its end, and then the loop. Returns at once; idempotent."""
-        try:
+        with suppress(RuntimeError):  # it has ended
             self._asyncio.call_soon_threadsafe(self._stopped.set)
-        except RuntimeError:
-            return
 
     def join(self) -> None:
         """Wait until the loop has ended."""
