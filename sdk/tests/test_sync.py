@@ -9,13 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from anyengine import Engine as AsyncEngine
-from anyengine import EngineClosed, InvalidConfig, InvalidRequest, PluginError, RequestTimeout
+from anyengine import EngineClosed, InvalidConfig, InvalidRequest, PluginError, RequestTimeout, hookimpl
 from anyengine import Stream as AsyncStream
 from anyengine.backend import TokenDelta
 from anyengine.errors import Misuse
@@ -388,7 +390,7 @@ def test_two_threads_that_read_one_stream_share_it_and_both_see_its_end(endless)
 
 def test_what_the_loop_no_longer_came_to_is_told_so():
     loop, outcome = Loop("anyengine"), Outcome()
-    loop._asyncio.call_soon_threadsafe = lambda *_: None  # it comes too late
+    loop._asyncio.call_soon_threadsafe = lambda *_, **__: None  # it comes too late
     loop.start(lambda: 3, outcome.tell)
     del loop._asyncio.call_soon_threadsafe
     loop.stop()
@@ -397,6 +399,93 @@ def test_what_the_loop_no_longer_came_to_is_told_so():
         outcome.result()
     with pytest.raises(EngineClosed):
         loop.start(lambda: 3, outcome.tell)
+
+
+class Cancels:
+    """An extension that waits for something of its own that is cancelled."""
+
+    def __init__(self):
+        self.on = True
+
+    async def _wait(self):
+        if self.on:
+            own = asyncio.ensure_future(asyncio.sleep(60))
+            await asyncio.sleep(0)
+            own.cancel()
+            await own
+
+    @hookimpl(wrapper=True)
+    def generate(self):
+        inner = yield
+
+        async def answer():
+            await self._wait()
+            return await inner
+
+        return answer()
+
+    @hookimpl(wrapper=True)
+    def stream(self):
+        inner = yield
+
+        async def chunks():
+            await self._wait()
+            async for chunk in inner:
+                yield chunk
+
+        return chunks()
+
+
+def test_a_call_that_is_cancelled_on_the_loop_ends_and_no_other(endless):
+    extension = Cancels()
+    with Engine.load(endless(**SLOW), extensions=[extension]) as engine, ThreadPoolExecutor(1) as pool:
+        extension.on = False
+        other = pool.submit(lambda: len(engine.generate("hi", max_tokens=200).token_ids))
+        assert waited_for(lambda: engine.stats().running == 1)
+        extension.on = True
+        with pytest.raises(CancelledError, match="own loop"):
+            engine.generate("hi", max_tokens=2)
+        with pytest.raises(CancelledError, match="own loop"), engine.stream("hi", max_tokens=2) as stream:
+            list(stream)
+        extension.on = False
+        assert other.result() == 200
+        assert len(engine.generate("hi", max_tokens=2).token_ids) == 2
+
+
+def test_a_stream_that_the_engines_own_thread_leaves_is_not_waited_for(endless):
+    with Engine.load(endless(**SLOW)) as engine:
+        stream = engine.stream("hi", max_tokens=2000).__enter__()
+
+        async def leave():
+            stream.__exit__(None, None, None)
+
+        engine._portal.call(leave)
+        assert waited_for(lambda: engine.stats().running == 0)
+
+
+def test_a_stream_that_was_refused_is_not_read(endless):
+    engine = Engine.load(endless())
+    stream = engine.stream("hi")
+    engine.close()
+    with pytest.raises(EngineClosed):
+        stream.__enter__()
+    with pytest.raises(Misuse):
+        next(stream)
+
+
+def test_work_of_the_loop_is_of_asyncio_whatever_the_caller_runs_in(scripted, monkeypatch):
+    library = ContextVar("library")
+    monkeypatch.setitem(sys.modules, "sniffio", SimpleNamespace(current_async_library_cvar=library))
+    library.set("trio")
+    other = ContextVar("other")
+    other.set("the caller's")
+
+    async def seen():
+        return library.get(), other.get()
+
+    with Engine.load(scripted()) as engine:
+        assert engine._portal.call(seen) == ("asyncio", "the caller's")
+    assert library.get() == "trio"
 
 
 class InterruptedAt:
@@ -453,3 +542,25 @@ def test_interrupted_at_any_instruction_a_call_ends_and_the_engine_goes_on(endle
         assert count > 100
         assert waited_for(lambda: engine.stats().running == 0)
         assert len(engine.generate("hi", max_tokens=2).token_ids) == 2
+
+
+def test_interrupted_at_any_instruction_a_close_is_finished_by_the_next(faulty):
+    for count in itertools.count(1):
+        closed = []
+
+        async def close(closed=closed):
+            closed.append(True)
+
+        engine = Engine.load(faulty(close=close))
+        interrupted = InterruptedAt(count)
+        try:
+            with interrupted:
+                engine.close()
+        except KeyboardInterrupt:
+            assert interrupted.came
+        engine.close()
+        assert closed == [True]
+        assert not engine._portal._loop._thread.is_alive()
+        if not interrupted.came:
+            break
+    assert count > 100

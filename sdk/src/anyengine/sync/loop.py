@@ -9,20 +9,21 @@ which is of C, has given what it had or has not; so all that is waited for comes
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
+import sys
 import threading
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
-
-import anyio
 
 from anyengine.errors import EngineClosed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["Loop", "Outcome"]
+__all__ = ["Loop", "Outcome", "cancelled"]
 
 T = TypeVar("T")
 #: Is told what work gave, or what it raised.
@@ -31,6 +32,11 @@ Then: TypeAlias = "Callable[[Any, BaseException | None], object]"
 
 def _closed() -> EngineClosed:
     return EngineClosed("the engine was closed; load a new one")
+
+
+def cancelled() -> CancelledError:
+    """What a caller is told whose work was cancelled on the loop, by the work itself or an extension."""
+    return CancelledError("cancelled on the engine's own loop")
 
 
 class Outcome(Generic[T]):
@@ -62,18 +68,25 @@ class Loop:
     """
 
     def __init__(self, name: str) -> None:
-        self._serving = False
+        self._asyncio: asyncio.AbstractEventLoop | None = None
+        self._stopping = False
+        self._ended = False
+        self._tasks: set[asyncio.Task[None]] = set()
         self._unfinished: set[Then] = set()
         ready = Outcome[None]()
         self._thread = threading.Thread(target=self._run, args=(ready,), name=name, daemon=True)
-        self._thread.start()
-        ready.result()
+        try:
+            self._thread.start()
+            ready.result()
+        except BaseException:
+            self.stop()
+            raise
 
     def _run(self, ready: Outcome[None]) -> None:
         try:
-            anyio.run(self._serve, ready, backend="asyncio")
+            asyncio.run(self._serve(ready))
         except BaseException as error:
-            if self._serving:
+            if self._asyncio is not None:
                 raise
             ready.tell(None, error)
         finally:
@@ -83,12 +96,14 @@ class Loop:
                     self._unfinished.pop()(None, _closed())
 
     async def _serve(self, ready: Outcome[None]) -> None:
+        self._stopped = asyncio.Event()
         self._asyncio = asyncio.get_running_loop()
-        self._stopped = anyio.Event()
-        async with anyio.create_task_group() as self._tasks:
-            self._serving = True
-            ready.tell(None)
+        ready.tell(None)
+        if not self._stopping:  # before it was there
             await self._stopped.wait()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        self._ended = True
 
     @property
     def is_current(self) -> bool:
@@ -96,7 +111,7 @@ class Loop:
         return threading.current_thread() is self._thread
 
     def start(self, work: Callable[[], Awaitable[Any] | Any], then: Then) -> None:
-        """Begin, and return at once.
+        """Begin, in the caller's context, and return at once.
 
         Args:
             work: runs on the loop.
@@ -105,18 +120,28 @@ class Loop:
         Raises:
             EngineClosed: the loop has ended.
         """
+        if self._asyncio is None:
+            raise _closed()
+        context = contextvars.copy_context()
+        if (sniffio := sys.modules.get("sniffio")) is not None:  # by which the caller's may be trio
+            context.run(sniffio.current_async_library_cvar.set, "asyncio")
         self._unfinished.add(then)
         try:
-            self._asyncio.call_soon_threadsafe(self._begin, work, then)
+            self._asyncio.call_soon_threadsafe(self._begin, work, then, context=context)
         except RuntimeError as error:
             self._unfinished.discard(then)
             raise _closed() from error
+        except BaseException:
+            self._unfinished.discard(then)
+            raise
 
     def _begin(self, work: Callable[[], Awaitable[Any] | Any], then: Then) -> None:
-        try:
-            self._tasks.start_soon(self._carry_out, work, then)
-        except RuntimeError:  # all that was begun has ended, and the loop is about to
+        if self._ended:
             self._finish(then, None, _closed())
+            return
+        task = asyncio.ensure_future(self._carry_out(work, then))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _carry_out(self, work: Callable[[], Awaitable[Any] | Any], then: Then) -> None:
         try:
@@ -125,8 +150,8 @@ class Loop:
                 value = await value
         except Exception as error:  # noqa: BLE001 it belongs to who waits for it
             self._finish(then, None, error)
-        except BaseException:
-            self._finish(then, None, _closed())
+        except BaseException as error:
+            self._finish(then, None, cancelled() if isinstance(error, asyncio.CancelledError) else error)
             raise
         else:
             self._finish(then, value, None)
@@ -137,8 +162,10 @@ class Loop:
 
     def stop(self) -> None:
         """Let everything that has begun come to its end, and then the loop. Returns at once; idempotent."""
-        with suppress(RuntimeError):  # it has ended
-            self._asyncio.call_soon_threadsafe(self._stopped.set)
+        self._stopping = True
+        if self._asyncio is not None:
+            with suppress(RuntimeError):  # it has ended
+                self._asyncio.call_soon_threadsafe(self._stopped.set)
 
     def join(self) -> None:
         """Wait until the loop has ended."""

@@ -57,29 +57,41 @@ class Portal:
         self._last = last
         self._process = os.getpid()
         self.closed = False
+        self._ended = False
         # A signal's handler may close what its own thread is closing.
         self._closing = threading.RLock()
+        self._busy = False
         self._rooms: set[anyio.Event] = set()
-        self._forgotten = weakref.finalize(self, _end, self._loop, last, self._process)
-        self._forgotten.atexit = False
-        _open.add(self)
+        try:
+            self._forgotten = weakref.finalize(self, _end, self._loop, last, self._process)
+            self._forgotten.atexit = False
+            _open.add(self)
+        except BaseException:  # interrupted: nobody will close it
+            self._loop.stop()
+            raise
 
     @property
     def foreign(self) -> bool:
         """Whether this is a fork of the process that has the loop."""
         return self._process != os.getpid()
 
-    def require_own_process(self) -> None:
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller is on the loop's thread."""
+        return self._loop.is_current
+
+    def require_answer(self) -> None:
         """Refuse to wait for what cannot answer.
 
         Raises:
-            Misuse: this is a fork of the process that has the loop.
+            Misuse: this is a fork of the process that has the loop, or the loop's own thread.
         """
         if self.foreign:
             raise Misuse(
                 f"the engine was loaded in process {self._process}, of which this is a fork, without its threads; load "
                 "an engine here, or start processes with multiprocessing's method 'spawn'"
             )
+        self._require_other_thread()
 
     def start(self, work: Callable[[], Awaitable[Any] | Any], then: Then = _nobody) -> None:
         """Begin, and return at once; ``then`` is told on the loop what came of it.
@@ -88,8 +100,7 @@ class Portal:
             EngineClosed: the loop has ended.
             Misuse: it is in another process, or the caller is on it.
         """
-        self.require_own_process()
-        self._require_other_thread()
+        self.require_answer()
         self._loop.start(work, then)
 
     def call(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -114,7 +125,8 @@ class Portal:
         except BaseException:  # perhaps before we know of the task: it may begin yet, or run already
             interrupted = True
             if scope is not None:
-                self.start(scope.cancel)
+                with suppress(EngineClosed):  # then it has ended
+                    self.start(scope.cancel)
             raise
 
     async def wait_for_room(self, room: anyio.Event) -> None:
@@ -136,23 +148,40 @@ class Portal:
             )
 
     def close(self) -> None:
-        """Run ``last``, let everything come to its end, and the thread too. Idempotent; who comes second waits."""
+        """Run ``last``, let everything come to its end, and the thread too.
+
+        Idempotent; who comes second waits. One that was interrupted is taken up by the next.
+        """
         if self.foreign:  # it is its owner's
             return
         self._require_other_thread()
         with self._closing:
-            if self.closed:
+            if self._ended or self._busy:
                 return
-            self.closed = True
-            self._forgotten.detach()
             try:
-                if self._last is not None:
-                    self.call(self._last)
+                self._busy = self.closed = True
+                self._close()
             finally:
-                self.call(self._make_room)
-                self._loop.stop()
-                self._loop.join()
-                _open.discard(self)
+                self._busy = False
+
+    def _close(self) -> None:
+        try:
+            if self._last is not None:
+                with suppress(EngineClosed):  # the loop has ended already
+                    self.call(self._last)
+        except Exception:
+            self._finish()
+            raise
+        self._finish()  # not where the last was interrupted: it has to run yet
+
+    def _finish(self) -> None:
+        with suppress(EngineClosed):
+            self.start(self._make_room)
+        self._loop.stop()
+        self._loop.join()
+        self._forgotten.detach()
+        _open.discard(self)
+        self._ended = True
 
 
 def _end(loop: Loop, last: Callable[[], Awaitable[Any]] | None, process: int) -> None:

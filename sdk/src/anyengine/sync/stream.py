@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING
 import anyio
 
 from anyengine.errors import EngineClosed, Misuse
+from anyengine.sync.loop import Outcome, cancelled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -28,25 +28,19 @@ _MAX_READY = 1024
 _LOOK = 1.0
 
 
-class _Mark(enum.Enum):
-    """What comes between chunks: the stream is entered, then it is over."""
-
-    ENTERED = enum.auto()
-    OVER = enum.auto()
-
-
 class Stream:
     """Chunks as they come; see :class:`anyengine.Stream` for the guarantees.
 
     One task on the engine's loop reads for us. What it has read lies ready, so that a fast engine does not cost a
-    change of threads for each chunk. All that this thread waits for comes through one queue, see
-    :mod:`anyengine.sync.loop`.
+    change of threads for each chunk. What this thread waits for comes through queues, see :mod:`anyengine.sync.loop`.
     """
 
     def __init__(self, portal: Portal, stream: AsyncStream) -> None:
         self._portal = portal
         self._stream = stream
-        self._ready: SimpleQueue[Chunk | _Mark] = SimpleQueue()
+        #: None is the end.
+        self._ready: SimpleQueue[Chunk | None] = SimpleQueue()
+        self._entry = Outcome[None]()
         self._asked = False
         self._begun = False
         self._entered = False
@@ -55,6 +49,7 @@ class Stream:
         self._error: BaseException | None = None
         self._error_on_exit: BaseException | None = None
         self._room: anyio.Event | None = None
+        self._room_made: anyio.Event | None = None
         self._entering: anyio.CancelScope | None = None
         self._reading: anyio.CancelScope | None = None
 
@@ -69,11 +64,9 @@ class Stream:
                     # From here leaving cancels the reading only, so that the stream's own exit is an ordinary one.
                     with anyio.CancelScope() as self._reading:
                         self._entered = True
-                        self._ready.put(_Mark.ENTERED)
+                        self._entry.tell(None)
                         await self._read_all(stream)
-        except Exception as error:  # noqa: BLE001 raised again in the iterating thread
-            if not self._entered:
-                self._error = error
+        except Exception as error:  # noqa: BLE001 raised again by `__enter__` or `__exit__`
             self._error_on_exit = error
 
     async def _read_all(self, stream: AsyncStream) -> None:
@@ -85,8 +78,9 @@ class Stream:
         except Exception as error:  # noqa: BLE001 raised again in the iterating thread
             self._error = error
         except BaseException:
-            # Not by its reader: then the engine is being closed, and the stream has not come to its end.
-            self._error = EngineClosed("the engine was closed while the stream was open")
+            # Not by its reader, who would not hear of it: the stream has not come to its end.
+            closed = EngineClosed("the engine was closed while the stream was open")
+            self._error = closed if self._portal.closed else cancelled()
             raise
 
     def _offer(self, chunk: Chunk) -> anyio.Event | None:
@@ -109,24 +103,24 @@ class Stream:
             scope.cancel()
 
     def _end(self, _value: object, error: BaseException | None) -> None:
-        if error is not None and not self._entered:
-            self._error = error
         self._over = True
-        self._ready.put(_Mark.OVER)
+        if not self._entered:
+            self._entry.tell(None, self._error_on_exit or error or EngineClosed("the stream was left"))
+        self._ready.put(None)
 
     # -- in the thread that reads -------------------------------------------------------------------------------------
 
-    def _next(self) -> Chunk | _Mark:
+    def _next(self) -> Chunk | None:
         """Wait for what comes next; the end comes as often as it is asked for, by whatever thread."""
         while not (self._over and self._ready.empty()):
             try:
-                following = self._ready.get(timeout=_LOOK)
+                chunk = self._ready.get(timeout=_LOOK)
             except Empty:  # perhaps another thread took the end, and was interrupted before it gave it back
                 continue
-            if following is _Mark.OVER:
-                self._ready.put(following)
-            return following
-        return _Mark.OVER
+            if chunk is None:
+                self._ready.put(None)
+            return chunk
+        return None
 
     def __enter__(self) -> Self:
         if self._asked:
@@ -135,12 +129,10 @@ class Stream:
         try:
             self._portal.start(self._read, self._end)
             self._begun = True
-            mark = self._next()
-        except BaseException:  # the thread was interrupted, and __exit__ will not be called
+            self._entry.result()
+        except BaseException:  # also an interrupt; __exit__ will not be called
             self._leave()
             raise
-        if mark is not _Mark.ENTERED:
-            raise self._error or EngineClosed("the engine was closed; load a new one")
         return self
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -149,25 +141,30 @@ class Stream:
         return self
 
     def __next__(self) -> Chunk:
-        if not self._asked:
+        if not self._begun:
             raise Misuse("a stream is read inside its context: `with engine.stream(...) as stream`")
         if self._ready.empty():
-            self._portal.require_own_process()
+            self._portal.require_answer()
         chunk = self._next()
-        if isinstance(chunk, _Mark):
+        if chunk is None:
             if self._error is not None:
                 error, self._error = self._error, None
                 raise error
             raise StopIteration
-        if self._room is not None and self._ready.qsize() <= _MAX_READY // 2:
-            with suppress(EngineClosed):
-                self._portal.start(self._make_room)
+        room = self._room
+        if room is not None and room is not self._room_made and self._ready.qsize() <= _MAX_READY // 2:
+            self._ask(self._make_room)
+            self._room_made = room
         return chunk
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._leave()
+        try:
+            self._leave()
+        except BaseException:  # interrupted, perhaps before anything was done
+            self._ask(self._stop)
+            raise
         if self._error_on_exit is None:
             return
         if error is None:
@@ -175,10 +172,20 @@ class Stream:
         error.add_note(f"and then: {self._error_on_exit}")
 
     def _leave(self) -> None:
+        """Stop, and wait until it is over; not on the loop itself, where the garbage collector may bring us."""
         self._left = True
-        if self._asked and not self._portal.foreign:
-            with suppress(EngineClosed, Misuse):  # then it is over already, or was never begun
-                self._portal.start(self._stop)
-            while self._begun and self._next() is not _Mark.OVER:
+        self._ask(self._stop)
+        if self._begun and not self._portal.foreign and not self._portal.is_current:
+            while self._next() is not None:
                 pass
         self._error = None
+
+    def _ask(self, what: Callable[[], None]) -> None:
+        """Have the loop do it, if it is there."""
+        if self._portal.foreign:
+            return
+        if self._portal.is_current:
+            what()
+            return
+        with suppress(EngineClosed):
+            self._portal.start(what)
