@@ -75,11 +75,10 @@ def _work(calls: SimpleQueue[Callable[[], None]]) -> None:
         try:
             call = calls.get(timeout=_PATIENCE)
         except Empty:
-            try:
+            with contextlib.suppress(ValueError):  # taken just now: its call is on the way
                 _IDLE.remove(calls)
-            except ValueError:  # taken just now: its call is on the way
-                continue
-            return
+                return
+            continue
         call()
         del call  # what it held may go
         _IDLE.append(calls)

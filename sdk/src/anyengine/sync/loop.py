@@ -78,14 +78,14 @@ class Loop:
         try:
             self._thread.start()
             ready.result()
-        except BaseException:
+        except BaseException:  # interrupted: nobody else will stop it
             self.stop()
             raise
 
     def _run(self, ready: Outcome[None]) -> None:
         try:
             asyncio.run(self._serve(ready))
-        except BaseException as error:
+        except BaseException as error:  # for who waits in `__init__`; once that has gone on, for Python's own hook
             if self._asyncio is not None:
                 raise
             ready.tell(None, error)
@@ -128,11 +128,10 @@ class Loop:
         self._unfinished.add(then)
         try:
             self._asyncio.call_soon_threadsafe(self._begin, work, then, context=context)
-        except RuntimeError as error:
+        except BaseException as error:  # it has ended, or we are interrupted: nobody waits
             self._unfinished.discard(then)
-            raise _closed() from error
-        except BaseException:
-            self._unfinished.discard(then)
+            if isinstance(error, RuntimeError):
+                raise _closed() from error
             raise
 
     def _begin(self, work: Callable[[], Awaitable[Any] | Any], then: Then) -> None:
@@ -150,7 +149,7 @@ class Loop:
                 value = await value
         except Exception as error:  # noqa: BLE001 it belongs to who waits for it
             self._finish(then, None, error)
-        except BaseException as error:
+        except BaseException as error:  # told to who waits, and asyncio's to end the task by, or the loop
             self._finish(then, None, cancelled() if isinstance(error, asyncio.CancelledError) else error)
             raise
         else:

@@ -169,7 +169,7 @@ class Portal:
             if self._last is not None:
                 with suppress(EngineClosed):  # the loop has ended already
                     self.call(self._last)
-        except Exception:
+        except Exception:  # of the engine's own close: the loop ends all the same
             self._finish()
             raise
         self._finish()  # not where the last was interrupted: it has to run yet
