@@ -148,6 +148,11 @@ class Context:
         return self._garage.settings.time_factor
 
     @property
+    def simulated(self) -> bool:
+        """Whether a simulation stands for the engine: what it computes can be judged, how fast it does cannot."""
+        return self._garage.settings.simulated
+
+    @property
     def precision(self) -> float:
         """Nats that log-probabilities of the loaded engine may be off on average, for its data type."""
         return self.tolerance(_TOLERANCES.get(self.engine.info.dtype or "", max(_TOLERANCES.values())))

@@ -139,12 +139,14 @@ async def short_overtakes_long(t: Context) -> None:
     must="Eight requests at once take less than 80% of the time that the same eight take one after another.",
     advice="compute one step for all running sequences, not one sequence after the other",
     needs=("request.ignore_eos",),
-    tolerance="shortest of 3 rounds each, of up to 24 in 40 s where those leave doubt; a batching engine needs a half "
-    "or less, 80% leaves room for a busy machine",
+    tolerance="shortest of 3 rounds each, of up to 24 in 40 s where those take more than 60%; a batching engine needs "
+    "a half or less, 80% leaves room for a busy machine",
     deadline=120,
     tier="extension",
 )
 async def throughput_grows(t: Context) -> None:
+    if t.simulated:
+        raise t.skip("a simulation's speed is nothing that the engine's follows from")
     best, began = {1: math.inf, 8: math.inf}, time.perf_counter()
     for number in range(_MOST_ROUNDS):
         for size in (1, 8):
@@ -152,8 +154,8 @@ async def throughput_grows(t: Context) -> None:
             for first in range(0, 8, size):
                 await _together(t, kinds.DISTINCT[first : first + size], max_tokens=32, ignore_eos=True)
             best[size] = min(best[size], time.perf_counter() - started)
-        # On a busy machine rounds of the same length can differ by a third, and for seconds none be undisturbed.
-        doubt = 0.6 < best[8] / best[1] < 1 and time.perf_counter() - began < _LONGEST
+        # On a busy machine rounds of the same length can differ by half, and for seconds none be undisturbed.
+        doubt = best[8] > 0.6 * best[1] and time.perf_counter() - began < _LONGEST
         if number >= _ROUNDS - 1 and not doubt:
             break
     grew = best[8] < 0.8 * best[1]
