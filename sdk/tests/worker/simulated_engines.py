@@ -172,7 +172,7 @@ class Speechless(Exception):
         return self.args[3]
 
 
-mistyped = engine("mistyped", endless, of_wrong_types)
+mistyped = engine("mistyped", endless, of_wrong_types, step_seconds=0.02)
 
 
 def with_children(backend):
