@@ -1,8 +1,8 @@
 """What ``anyengine plugin new`` writes keeps the contract as it is; broken, the suite names what broke it."""
 
-import os
 import subprocess
-import sys
+import sysconfig
+import venv
 from collections import Counter
 from pathlib import Path
 
@@ -18,14 +18,28 @@ from anyengine_conformance.unproven import unproven, without_oracle
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    return write_plugin("newcomer", tmp_path / "project")[0]
+    """Written and, in an interpreter beside it, installed: a worker finds engines by entry points."""
+    project = write_plugin("newcomer", tmp_path / "project")[0]
+    venv.create(tmp_path / "venv", symlinks=True)
+    site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
+    (site / "here.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    (site / "newcomer.pth").write_text(f"{project / 'src'}\n")
+    info = site / "anyengine_newcomer-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: anyengine-newcomer\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text("[anyengine.engines]\nnewcomer = anyengine_newcomer:plugin\n")
+    return project
+
+
+def _python(project: Path) -> str:
+    return str(project.parent / "venv" / "bin" / "python")
 
 
 def _report(project: Path, *only: str) -> Report:
     """By the tests that came with it."""
     words = [word for name in only for word in ("--conformance-only", name)]
     file = project.parent / "report.json"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_conformance.py", *words]
+    command = [_python(project), "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_conformance.py", *words]
     done = subprocess.run([*command, "--conformance-report", file], cwd=project, capture_output=True, text=True)  # noqa: PLW1510
     assert file.exists(), done.stdout + done.stderr
     return read_report(file)
@@ -36,9 +50,8 @@ def test_the_command_and_the_tests_hold_it_to_the_same_settings(project, monkeyp
     monkeypatch.chdir(project)
     settings = project / "conformance.toml"
     file = project.parent / "command.json"
-    path = os.pathsep.join([str(project / "src"), *sys.path])
-    command = [sys.executable, "-m", "anyengine", "conformance", "run", "--config", settings.name, "--only", "seeds"]
-    subprocess.run([*command, "--report", file], env=os.environ | {"PYTHONPATH": path}, check=True, capture_output=True)
+    command = [_python(project), "-m", "anyengine", "conformance", "run", "--config", settings.name, "--only", "seeds"]
+    subprocess.run([*command, "--report", file], check=True, capture_output=True)
     by_tests = _report(project, "seeds")
     by_command = read_report(file)
     assert by_command.subject == by_tests.subject
@@ -68,6 +81,14 @@ def test_untouched_it_passes_every_core_check_but_what_it_has_no_model_for(proje
     assert (unproven(report), without_oracle(report)) == ([], 17)  # temperature and top_k by its own draws; not hidden
 
 
+def test_in_a_worker_it_keeps_the_same(project):
+    """One flag says that it is not safe for the application's process; nothing else has to follow."""
+    _change(project, "plugin.py", "in_process=True", "in_process=False")
+    report = _report(project, "streaming", "stats", "cancellation", "faults")
+    assert report.good, summary(report)
+    assert {result.outcome for result in report.results} <= {"passed", "unsupported", "not-run"}
+
+
 def test_the_plugin_of_the_documentation_keeps_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples" / "ngram-plugin")
     model = make_model_folder(tmp_path / "model")
@@ -93,8 +114,8 @@ FULL = "full = len(sequence.generated) == sequence.max_tokens"
         (FULL, FULL.replace("==", ">=") + " - 1", "stopping.length-is-exact"),
         (FULL, FULL + " + 1", "stopping.length-is-exact"),
         (
-            "self._counters.generated_tokens += 1",
-            "self._counters.generated_tokens += 2",
+            "self._generated_tokens += 1",
+            "self._generated_tokens += 2",
             "stats.generated-tokens-add-up",
         ),
     ],

@@ -134,7 +134,7 @@ def _here(plugin: EnginePlugin, description: EngineDescription, config: EngineCo
     if config.isolation == "auto" and not description.in_process and not description.attached(config):
         raise InvalidConfig(
             f"isolation: {description.name} does not declare itself safe for the application's process; "
-            "pass isolation='none' to run it there all the same",
+            "pass isolation='none' to run it there all the same, or load it by its name, installed, to run it in a worker",
             engine=description.name,
             field="isolation",
         )
