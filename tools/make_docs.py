@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_overloads
 
+import anyengine
 import msgspec
 from anyengine import hookspecs
 from pydantic import BaseModel
@@ -37,7 +38,7 @@ PAGES = {
     "stats": ("Statistics", ["anyengine.stats"]),
     "sync": ("The API without await", ["anyengine.sync"]),
     "plugins": ("Finding engines", ["anyengine.plugins"]),
-    "backend": ("Writing an engine", ["anyengine.backend", "anyengine.hub"]),
+    "backend": ("Writing an engine", ["anyengine.backend", "anyengine.backend.seeds", "anyengine.hub"]),
     "testing": ("For tests", ["anyengine.testing"]),
 }
 #: Names that modules share with each other, but not with users.
@@ -299,10 +300,21 @@ def render(name: str, thing: Any, modules: list[str]) -> str:
 DEFINED_IN = {"EOS": ("anyengine.testing.model_folder",)}
 
 
+def imports(page: str) -> str:
+    """Where the names of a page are imported from: the package itself for those that it has, else their module."""
+    found: dict[str, list[str]] = {}
+    for module in PAGES[page][1]:
+        for name in import_module(module).__all__:
+            if name not in INTERNAL:
+                short = name in anyengine.__all__ and getattr(anyengine, name) is getattr(import_module(module), name)
+                found.setdefault("anyengine" if short else module, []).append(f"[`{name}`](#{name.lower()})")
+    return "\n".join(f"- From `{module}` import {', '.join(names)}." for module, names in found.items())
+
+
 def api_page(page: str) -> str:
     """One page of the reference."""
     title, modules = PAGES[page]
-    head = f"{HEAD}# {title}\n\n{document(import_module(modules[0]))}"
+    head = f"{HEAD}# {title}\n\n{document(import_module(modules[0]))}\n\n{imports(page)}"
     return "\n\n".join([head, *(render(name, thing, modules) for name, thing in public(page))]) + "\n"
 
 

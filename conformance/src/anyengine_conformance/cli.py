@@ -92,7 +92,7 @@ def list_(output: Output, /, only: tuple[str, ...]) -> None:
     show_default=True,
     help="Once an engine hung or died in a check, see whether it answers at all; if not, run nothing more on it.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Every check with its reason.")
+@click.option("-v", "--verbose", is_flag=True, help="Every check with its reason; redirected, also when it begins.")
 @common_options
 @click.pass_obj
 def run(output: Output, /, engine: str | None, only: tuple[str, ...], **options: Any) -> None:

@@ -153,6 +153,11 @@ class Context:
         return self._garage.settings.simulated
 
     @property
+    def dtype(self) -> str:
+        """The loaded engine's data type, for messages."""
+        return self.engine.info.dtype or "a data type that BackendInfo.dtype does not name"
+
+    @property
     def precision(self) -> float:
         """Nats that log-probabilities of the loaded engine may be off on average, for its data type."""
         return self.tolerance(_TOLERANCES.get(self.engine.info.dtype or "", max(_TOLERANCES.values())))

@@ -61,6 +61,8 @@ class Progress(Listener):
     def began(self, check: Check, number: int, total: int) -> None:
         if self._live is not None:
             self._live.update(self._task, description=check.id, completed=number, total=total)
+        elif self._verbose:  # some take minutes
+            self._console.print(f"{'begins':<11} {check.id}")
 
     def ended(self, result: Result) -> None:
         if not (self._verbose or not result.good or (self._live is None and result.outcome != "unsupported")):

@@ -133,8 +133,9 @@ def _here(plugin: EnginePlugin, description: EngineDescription, config: EngineCo
             )
     if config.isolation == "auto" and not description.in_process and not description.attached(config):
         raise InvalidConfig(
-            f"isolation: {description.name} does not declare itself safe for the application's process; "
-            "pass isolation='none' to run it there all the same, or load it by its name, installed, to run it in a worker",
+            f"isolation: {description.name} does not declare itself safe for the application's process, and a plugin "
+            "object runs nowhere else; install the plugin and load it by its name, to run it in a worker, or pass "
+            "isolation='none' to run it here all the same",
             engine=description.name,
             field="isolation",
         )

@@ -161,7 +161,7 @@ def surest(
 
         if 1 < len(support(logprobs)) <= 8 and robust(t, logprobs, support, gap):
             return prompt, shaped(logprobs, sampling), sampling
-    raise t.skip(f"{reason}, in {t.engine.info.dtype}, behind any of the prompts")
+    raise t.skip(f"{reason}, in {t.dtype}, behind any of the prompts")
 
 
 async def draws(

@@ -93,7 +93,7 @@ async def forced(
             told = await t.engine.detokenize([*tokens[:number]])
             raise t.fail(
                 expected=f"token {number} {what} to be {step.best}, the best by {oracle.name} in float32 behind the "
-                f"tokens before it, or within {gap:g} nats of it (a near-tie in {t.engine.info.dtype}, {where})",
+                f"tokens before it, or within {gap:g} nats of it (a near-tie in {t.dtype}, {where})",
                 seen=f"{step.token}, which is {step.behind:.3f} nats less likely; before it: {told!r}",
             )
         if answer.logprobs is not None:

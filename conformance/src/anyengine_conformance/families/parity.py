@@ -227,7 +227,7 @@ async def mean_error(t: Context) -> None:
     most = t.tolerance(MEAN_ERROR.get(t.engine.info.dtype or "", max(MEAN_ERROR.values())))
     t.expect(
         bool(judged.errors) and error <= most,
-        expected=f"a mean error of at most {most:g} nats over {judged.steps} tokens, {t.engine.info.dtype}",
+        expected=f"a mean error of at most {most:g} nats over {judged.steps} tokens, {t.dtype}",
         seen=f"{error:.4f} over {len(judged.errors)}, at most {max(judged.errors, default=0):.4f}",
     )
 

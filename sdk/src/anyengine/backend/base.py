@@ -109,7 +109,8 @@ class BackendInfo(Struct, frozen=True, kw_only=True):
         max_model_len: context in tokens, prompt and completion together.
         vocab_size: token ids below this can be generated.
         max_num_seqs: sequences that run at once; None where the engine does not say.
-        dtype: of the weights, in the spelling of ``EngineConfig.dtype``.
+        dtype: of the weights, or what quantised ones are computed in, in the spelling of ``EngineConfig.dtype``; None
+            where the engine does not say.
         device: in the engine's words.
         loras: names of the loaded adapters.
     """
