@@ -175,6 +175,21 @@ def test_a_slow_engine_has_longer(make_runner, checks):
     assert "tokens in 1 s, and did not end" in results[1].reason
 
 
+def test_who_wants_every_check_reads_of_it_when_it_begins(make_runner, make_check):
+    import io
+
+    stream = io.StringIO()
+    said = []
+
+    async def looks(t):
+        said.append(stream.getvalue())
+
+    made = make_check(looks, id="tests.looks")
+    make_runner(listener=Progress(stream, None, verbose=True, live=False)).run([made])
+    assert said == ["begins      tests.looks\n"]
+    assert stream.getvalue().splitlines()[1].startswith("passed      tests.looks  ")
+
+
 def test_the_summary_says_it_first_and_names_a_few_checks(make_runner, checks, capsys):
     import sys
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from anyengine import Score, TokenLogprobs
 from anyengine.request import SamplingParams
+from anyengine_conformance.context import Context
 from anyengine_conformance.families import _forced
 from anyengine_conformance.families._exact import robust, shaped
 from anyengine_conformance.oracle import EngineOracle
@@ -71,9 +72,11 @@ async def test_an_oracle_measures_the_data_type_on_the_model_once():
 class ScriptedContext:
     """As much of a check's context as judging asks for."""
 
-    def __init__(self):
+    dtype = Context.dtype
+
+    def __init__(self, dtype="bfloat16"):
         self.engine = SimpleNamespace(
-            info=SimpleNamespace(dtype="bfloat16"), model=SimpleNamespace(eos_token_ids=frozenset())
+            info=SimpleNamespace(dtype=dtype), model=SimpleNamespace(eos_token_ids=frozenset())
         )
         self.engine.tokenize = self.engine.detokenize = self.made
 
@@ -107,7 +110,7 @@ class Judge(Scripted):
         )
 
     async def gap(self, dtype, texts):
-        assert dtype == "bfloat16"
+        assert dtype in {"bfloat16", None}
         assert texts
         self.asked += 1
         return self.own
@@ -134,6 +137,12 @@ async def test_a_token_within_the_models_own_gap_is_a_near_tie(behind, gap, aske
 async def test_a_token_beyond_it_is_none(behind, gap, shown, where):
     with pytest.raises(Violation, match=f"within {shown} nats of it .*{where}"):
         await _forced.forced(ScriptedContext(), ANSWER, oracle=Judge(behind, gap))
+
+
+async def test_what_names_no_data_type_has_the_widest_gap_and_is_told_so():
+    said = r"within 0\.25 nats of it \(a near-tie in a data type that BackendInfo\.dtype does not name, as calibrated"
+    with pytest.raises(Violation, match=said):
+        await _forced.forced(ScriptedContext(None), ANSWER, oracle=Judge(0.3, None))
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -613,6 +613,7 @@ async def test_an_engine_that_is_not_safe_here_is_refused_unless_asked_for(loads
     with pytest.raises(InvalidConfig) as caught:
         await Engine.load(loads(raising(ValueError()), in_process=False))
     assert caught.value.field == "isolation"
+    assert "load it by its name" in caught.value.message
     with pytest.raises(PluginError, match="ValueError"):
         await Engine.load(loads(raising(ValueError()), in_process=False), isolation="none")
 

@@ -4,9 +4,10 @@ __all__ = ["in_32_bits"]
 
 
 def in_32_bits(seed: int) -> int:
-    """A seed below 2**32, for a generator that looks at the lower 32 bits only: two seeds that differ stay different.
+    """A seed below 2**32, for a generator that looks at the lower 32 bits only: every bit of the given one counts.
 
-    Larger ones are mixed down (splitmix64; Steele, Lea and Flood 2014), smaller ones stay as they are.
+    Smaller ones stay as they are. Larger ones are mixed down (splitmix64; Steele, Lea and Flood 2014), so that two that
+    differ have the same result by a chance of one in 2**32 only.
     """
     if seed < 2**32:
         return seed
