@@ -15,6 +15,7 @@ from anyengine_conformance.broken import BrokenBackend, BrokenPlugin
 from anyengine_conformance.capture import Capture
 from anyengine_conformance.check import Check
 from anyengine_conformance.html import render
+from anyengine_conformance.oracle import EngineOracle
 from anyengine_conformance.progress import summary
 from anyengine_conformance.report import BadReport
 from anyengine_conformance.settings import ExpectedFailure, Settings
@@ -312,6 +313,25 @@ def test_the_oracle_scores_the_subjects_model_and_leaves_its_engine_alone(make_r
     runner = make_runner(PluginTarget("reference"), settings=Settings(engine="reference", load_timeout=60.0))
     result = runner.run_check(make_check(scored, variant="small-context"))
     assert (result.outcome, result.reason) == ("passed", "")
+
+
+def test_many_who_ask_at_once_wait_for_one_oracle(make_runner, make_check, monkeypatch):
+    loaded = []
+    load = EngineOracle.load
+
+    async def slowly(*given):
+        loaded.append(given)
+        await asyncio.sleep(0.05)
+        return await load(*given)
+
+    async def scored(t):
+        oracles = await asyncio.gather(*(t.oracle() for _ in range(32)))
+        t.equal([oracle is oracles[0] for oracle in oracles], [True] * 32, "one oracle")
+
+    monkeypatch.setattr(EngineOracle, "load", slowly)
+    runner = make_runner(settings=Settings(engine="simulated", oracle="simulated", load_timeout=60.0))
+    assert [runner.run_check(make_check(scored)).outcome for _ in range(2)] == ["passed", "passed"]
+    assert len(loaded) == 1
 
 
 def test_an_oracle_that_cannot_compute_the_model_is_no_failure_of_the_engine(make_runner, make_check):

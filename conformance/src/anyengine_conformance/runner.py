@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import time
@@ -125,6 +126,7 @@ class Runner:
         self._probe = Probe(self._garage, self._bench, enabled=probe)
         self._session = Session(self._garage, self._open_oracle, profile, self.seed)
         self._oracle: Oracle | OracleFailed | None = None
+        self._opening = asyncio.Lock()
         self._closing = _CLOSING
         self._facts = SubjectFacts(
             engine=settings.engine, model=settings.config.get("model"), simulated=settings.simulated
@@ -234,11 +236,12 @@ class Runner:
     async def _open_oracle(self) -> Oracle:
         if self.settings.oracle == NO_ORACLE:
             raise NotApplicable(f"{NEEDS_ORACLE}, and the subject has no oracle ({NO_ORACLE!r})")
-        if self._oracle is None:
-            try:
-                self._oracle = await EngineOracle.load(self.settings.oracle, await self._garage.checkpoint())
-            except OracleFailed as error:  # not tried again for every check
-                self._oracle = error
+        async with self._opening:  # the answers of a batch are judged at once
+            if self._oracle is None:
+                try:
+                    self._oracle = await EngineOracle.load(self.settings.oracle, await self._garage.checkpoint())
+                except OracleFailed as error:  # not tried again for every check
+                    self._oracle = error
         if isinstance(self._oracle, OracleFailed):
             raise self._oracle
         return self._oracle
@@ -324,7 +327,7 @@ class Runner:
         """Let go of an engine that cannot be trusted any more; the next check loads another."""
         engine = self._garage.forget()
         if lost:
-            self._oracle = None  # it lived on the same loop
+            self._oracle, self._opening = None, asyncio.Lock()  # they lived on the same loop
         elif engine is not None:
             with suppress(Overran, Hung, Exception):
                 self._bench.run(engine.close(), self._closing)
