@@ -25,7 +25,7 @@ def test_an_interpreter_says_what_it_has(interpreter):
     assert described.sdk_version == importlib.metadata.version("anyengine")
     assert described.python_version == ".".join(map(str, sys.version_info[:3]))
     assert {"reference", "simulated"} <= {engine.name for engine in described.engines}
-    assert described.find("simulated").weights == ("*.gguf",)
+    assert described.find("simulated").weights == ("*.safetensors", "*.gguf")
     assert described.find("reference").weights == ("*.safetensors",)
 
 
