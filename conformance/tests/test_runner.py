@@ -9,6 +9,7 @@ import time
 import pytest
 from anyengine import Capabilities, EngineDied, InvalidConfig, InvalidRequest, UnsupportedParameter
 from anyengine.backend import TokenDelta
+from anyengine.environments import DescribedEngine
 from anyengine_conformance.badge import badge
 from anyengine_conformance.bench import Bench
 from anyengine_conformance.broken import BrokenBackend, BrokenPlugin
@@ -150,7 +151,10 @@ def test_an_engine_in_an_environment_has_the_version_that_it_has_there(make_runn
         async def describe(self):
             return replace(await super().describe(), engine_version=None)
 
-    monkeypatch.setattr("anyengine_conformance.environment.engine_version", lambda engine, config: "0.33.1")
+    monkeypatch.setattr(
+        "anyengine_conformance.environment.described_there",
+        lambda engine, config: DescribedEngine(name=engine, engine_version="0.33.1"),
+    )
     expected = {"a.b": ExpectedFailure(id="a.b", reason="r", link="l", until_version="0.33")}
     runner = make_runner(NotHere(SimulatedPlugin()), expected=expected)
     with pytest.raises(InvalidConfig, match=r"expired with version 0.33; this is 0.33.1"):

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from anyengine import Engine
+    from anyengine.backend import EngineDescription
+    from anyengine.environments import DescribedEngine
 
     from anyengine_conformance.check import Check
     from anyengine_conformance.oracle import Oracle
@@ -159,9 +161,12 @@ class Runner:
             self._facts.engine_version = description.engine_version
             self._facts.plugin_version = description.plugin_version
             self._garage.described = description.capabilities
+            self._garage.weights = description.weights
         elsewhere = self._facts.engine_version is None and self.settings.factory is None
         if elsewhere or "environment" in self.settings.config:
-            self._facts.engine_version = self._bench.run(self._version_there(), self.settings.load_timeout)
+            there = self._bench.run(self._described_there(), self.settings.load_timeout)
+            self._facts.engine_version = None if there is None else there.engine_version
+            self._garage.weights = self._garage.weights if there is None else there.weights
         for entry in self._expected.values():
             reason = entry.expired(self._started.date(), self._facts.engine_version)
             if reason is not None:
@@ -170,10 +175,10 @@ class Runner:
                     field=entry.id,
                 )
 
-    async def _version_there(self) -> str | None:
+    async def _described_there(self) -> EngineDescription | DescribedEngine | None:
         """Of an engine whose library is in an environment."""
         try:
-            return environment.engine_version(self.settings.engine, EngineConfig(**self.settings.config))
+            return environment.described_there(self.settings.engine, EngineConfig(**self.settings.config))
         except AnyEngineError:
             return None  # it has no place to run: the first load says so, and why
 
