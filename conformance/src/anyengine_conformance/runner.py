@@ -294,7 +294,8 @@ class Runner:
                 engine = plan
                 self._learn(engine)
             self._probe.ask(made.variant, engine)
-            return self._bench.run(self._session.judge(made, engine), made.deadline * self.settings.time_factor)
+            limit = made.deadline * self.settings.time_factor
+            return self._asked_after(self._bench.run(self._session.judge(made, engine), limit), limit)
         except (LoadFailed, OracleFailed) as error:
             return Verdict("error", reason=str(error))
         except Silent as silent:
@@ -317,6 +318,37 @@ class Runner:
         except Exception as error:  # noqa: BLE001 a mistake of the suite is a result too, and the run goes on
             self._drop(lost=False)
             return Verdict("error", reason=f"the suite's own mistake: {type(error).__name__}: {error}")
+
+    def _asked_after(self, verdict: Verdict, limit: float) -> Verdict:
+        """The verdict, once it is known whether the engine outlived the check: which may have caught that it did not.
+
+        A failure stays one, and says it too; after anything else the end of the engine is what there is to say.
+
+        Raises:
+            EngineDied, EngineUnresponsive, Overran, Hung: it did not, and the verdict is no failure.
+        """
+        violation = verdict.violation
+        gone: BaseException | None = None if violation is None else violation.__cause__
+        if not isinstance(gone, (EngineDied, EngineUnresponsive)):
+            try:
+                self._bench.run(self._garage.health(), limit)
+            except (EngineDied, EngineUnresponsive, Overran, Hung) as error:
+                gone = error
+            except AnyEngineError:
+                return verdict  # the checks of health() say what is wrong with it
+            else:
+                return verdict
+        if violation is None:
+            raise gone
+        self._drop(lost=isinstance(gone, Hung))
+        self._probe.doubt()
+        told = "its health" if isinstance(gone, (Overran, Hung)) else f"{type(gone).__name__}:"
+        # Most failures quote the error already.
+        lost = "; the engine is gone with it" + ("" if str(gone) in violation.seen else f": {told} {gone}")
+        violation.seen += lost
+        verdict.reason += lost
+        verdict.log = "\n".join(gone.log_tail) if isinstance(gone, EngineDied) else ""
+        return verdict
 
     def _learn(self, engine: Engine) -> None:
         """Remember what the report says about the subject."""

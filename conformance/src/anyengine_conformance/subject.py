@@ -237,6 +237,15 @@ class Garage:
         self._variant = variant
         return self._engine
 
+    async def health(self) -> None:
+        """Return if what is loaded works, or nothing is.
+
+        Raises:
+            EngineDied, EngineUnresponsive: it does not.
+        """
+        if self._engine is not None:
+            await self._engine.health()
+
     async def checkpoint(self) -> str:
         """The folder of the subject's checkpoint; the default variant is loaded if nothing was yet.
 
