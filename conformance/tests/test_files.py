@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from anyengine import InvalidConfig
+from anyengine.environments import DescribedEngine
 from anyengine_conformance import environment
 from anyengine_conformance.badge import badge
 from anyengine_conformance.check import all_checks
@@ -235,7 +236,11 @@ def test_a_report_of_a_simulation_says_so_wherever_it_is_shown(report: Report):
 
 
 def test_the_version_is_that_of_the_environment_that_the_engine_runs_in(make_runner, monkeypatch):
-    monkeypatch.setattr(environment, "engine_version", lambda engine, config: f"{engine} in {config.environment}")
+    monkeypatch.setattr(
+        environment,
+        "described_there",
+        lambda engine, config: DescribedEngine(name=engine, engine_version=f"{engine} in {config.environment}"),
+    )
     runner = make_runner(settings=Settings(engine="simulated", config={"environment": "there"}, load_timeout=60.0))
     runner.open()
     assert runner.report([], complete=False).subject.engine_version == "simulated in there"

@@ -9,14 +9,17 @@ import time
 import pytest
 from anyengine import Capabilities, EngineDied, InvalidConfig, InvalidRequest, UnsupportedParameter
 from anyengine.backend import TokenDelta
+from anyengine.environments import DescribedEngine
 from anyengine_conformance.badge import badge
 from anyengine_conformance.bench import Bench
 from anyengine_conformance.broken import BrokenBackend, BrokenPlugin
 from anyengine_conformance.capture import Capture
 from anyengine_conformance.check import Check
 from anyengine_conformance.html import render
+from anyengine_conformance.oracle import EngineOracle
 from anyengine_conformance.progress import summary
 from anyengine_conformance.report import BadReport
+from anyengine_conformance.runner import select
 from anyengine_conformance.settings import ExpectedFailure, Settings
 from anyengine_conformance.simulated import SimulatedPlugin, simulated_folder
 from anyengine_conformance.subject import PluginTarget
@@ -92,6 +95,83 @@ def test_a_dead_engine_is_an_error_and_the_next_check_gets_another(make_runner, 
     assert runner.run_check(make_check(good)).outcome == "passed"
 
 
+class DiesOfSchemas(BrokenBackend):
+    """A malformed schema ends the engine, and it stays dead; the next one works."""
+
+    dead = False
+
+    def stream(self, request):
+        schema = request.structured and request.structured.json_schema
+        self.dead = self.dead or schema == {"type": "wat"}
+        return self._dead() if self.dead else self.inner.stream(request)
+
+    async def _dead(self):
+        raise EngineDied("the worker died of a schema", log_tail=("terminate called without an active exception",))
+        yield
+
+    async def health(self):
+        if self.dead:
+            raise EngineDied("the worker died of a schema", log_tail=("terminate called without an active exception",))
+
+
+class DiesOfSchemasPlugin(BrokenPlugin):
+    inner = SimulatedPlugin()
+    backend = DiesOfSchemas
+
+
+def test_an_engine_that_a_check_took_for_a_wrong_refusal_is_replaced_all_the_same(make_runner):
+    ids = ("structured.malformed-schema-is-refused", "structured.malformed-regex-is-refused")
+    runner = make_runner(PluginTarget(DiesOfSchemasPlugin()))
+    first, then = (runner.run_check(made) for made in select(ids))
+    assert (first.outcome, then.outcome) == ("failed", "passed")
+    assert first.seen.endswith("the worker died of a schema; the engine is gone with it")
+    assert first.log == "terminate called without an active exception"
+
+
+async def asks_for_a_list(t):
+    """The error stands in the list, and no check raises it."""
+    options = {"structured": {"json_schema": {"type": "wat"}}, "return_exceptions": True, "max_tokens": 2}
+    answers = await t.generate(["a", "b"], **options)
+    if t.check.id == "tests.fails":
+        raise t.fail(expected="two completions", seen=f"{len(answers)} of something else")
+    if t.check.id == "tests.lacks":
+        raise t.skip("the model has none")
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome", "told"),
+    [
+        ("fails", "failed", "expected two completions; seen: 2 of something else; the engine is gone with it"),
+        ("lacks", "error", "the engine is gone"),
+        ("passes", "error", "the engine is gone"),
+    ],
+)
+def test_an_engine_that_died_unseen_is_told_by_the_check_that_lost_it(make_runner, make_check, name, outcome, told):
+    runner = make_runner(PluginTarget(DiesOfSchemasPlugin()))
+    result = runner.run_check(make_check(asks_for_a_list, id=f"tests.{name}"))
+    assert (result.outcome, result.reason) == (outcome, f"{told}: EngineDied: the worker died of a schema")
+    assert runner.run_check(make_check(good)).outcome == "passed"
+
+
+def test_an_engine_whose_health_hangs_after_a_failure_keeps_the_failure(make_runner, make_check):
+    class Stuck(BrokenBackend):
+        async def health(self):
+            await asyncio.Event().wait()
+
+    class Plugin(BrokenPlugin):
+        inner = SimulatedPlugin()
+        backend = Stuck
+
+    runner = make_runner(PluginTarget(Plugin()), grace=60.0)
+    result = runner.run_check(make_check(bad_without_engine, deadline=0.3))
+    assert (result.outcome, result.expected) == ("failed", "this")
+    assert result.seen == "that; the engine is gone with it: its health had not ended after 0.3 s"
+
+
+async def bad_without_engine(t):
+    raise t.fail(expected="this", seen="that")
+
+
 @pytest.mark.parametrize("sleep", ["asyncio", "blocking", "stubborn"])
 def test_a_check_that_overruns_its_deadline_fails_and_the_run_goes_on(make_runner, make_check, sleep: str):
     over = threading.Event()
@@ -149,7 +229,10 @@ def test_an_engine_in_an_environment_has_the_version_that_it_has_there(make_runn
         async def describe(self):
             return replace(await super().describe(), engine_version=None)
 
-    monkeypatch.setattr("anyengine_conformance.environment.engine_version", lambda engine, config: "0.33.1")
+    monkeypatch.setattr(
+        "anyengine_conformance.environment.described_there",
+        lambda engine, config: DescribedEngine(name=engine, engine_version="0.33.1"),
+    )
     expected = {"a.b": ExpectedFailure(id="a.b", reason="r", link="l", until_version="0.33")}
     runner = make_runner(NotHere(SimulatedPlugin()), expected=expected)
     with pytest.raises(InvalidConfig, match=r"expired with version 0.33; this is 0.33.1"):
@@ -312,6 +395,25 @@ def test_the_oracle_scores_the_subjects_model_and_leaves_its_engine_alone(make_r
     runner = make_runner(PluginTarget("reference"), settings=Settings(engine="reference", load_timeout=60.0))
     result = runner.run_check(make_check(scored, variant="small-context"))
     assert (result.outcome, result.reason) == ("passed", "")
+
+
+def test_many_who_ask_at_once_wait_for_one_oracle(make_runner, make_check, monkeypatch):
+    loaded = []
+    load = EngineOracle.load
+
+    async def slowly(*given):
+        loaded.append(given)
+        await asyncio.sleep(0.05)
+        return await load(*given)
+
+    async def scored(t):
+        oracles = await asyncio.gather(*(t.oracle() for _ in range(32)))
+        t.equal([oracle is oracles[0] for oracle in oracles], [True] * 32, "one oracle")
+
+    monkeypatch.setattr(EngineOracle, "load", slowly)
+    runner = make_runner(settings=Settings(engine="simulated", oracle="simulated", load_timeout=60.0))
+    assert [runner.run_check(make_check(scored)).outcome for _ in range(2)] == ["passed", "passed"]
+    assert len(loaded) == 1
 
 
 def test_an_oracle_that_cannot_compute_the_model_is_no_failure_of_the_engine(make_runner, make_check):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from anyengine import SamplingParams
 from anyengine_conformance import statistics
-from anyengine_conformance.families._exact import banded_p, shaped, with_beyond
+from anyengine_conformance.families._exact import banded_p, mean_p, resembled, shaped, with_beyond
 from anyengine_conformance.families.knobs_sampling import _share
 from anyengine_conformance.teacher_forcing import calibration
 
@@ -66,6 +66,62 @@ def test_in_float32_a_wrong_distribution_is_found(truth: list[float]):
     generator = np.random.default_rng(6)
     found = sum(_rejects(generator, truth, 0.001, ALPHA) for _ in range(30))
     assert found >= 29
+
+
+#: Log-probabilities of 40 tokens that tell of a temperature as much as those that the check finds for the built-in
+#: model: their variance, over the temperature, is 0.8 at 0.6 and 4 at 1.7.
+TELLING = {0.6: (-0.9 * np.arange(40)).tolist(), 1.7: [0.0, *np.linspace(-6.0, -9.0, 39).tolist()]}
+
+
+def _at(temperature: float, logprobs: list[float]) -> list[float]:
+    return _tempered(np.exp(logprobs).tolist(), temperature)
+
+
+def _temperature_rejects(generator: np.random.Generator, asked: float, used: float, slack: float) -> bool:
+    logprobs, size = TELLING[asked], 2048 if asked < 1 else 1024
+
+    async def sample(number: int) -> float:
+        counts = generator.multinomial(size, _at(used, logprobs)).tolist()
+        expected = _at(asked, logprobs)
+        both = banded_p(counts, expected, slack, seed=number), mean_p(counts, expected, logprobs, slack, seed=number)
+        return min(1.0, 2 * min(both))
+
+    return asyncio.run(statistics.confirmed(statistics.share("sampling.temperature-is-exact") / 2, sample)) is not None
+
+
+@pytest.mark.parametrize(("temperature", "least", "most"), [(0.6, 0.7, 0.9), (1.7, 3.5, 4.5)])
+def test_these_tokens_tell_as_much_as_is_said(temperature, least, most):
+    shares, values = np.asarray(_at(temperature, TELLING[temperature])), np.asarray(TELLING[temperature]) / temperature
+    assert least < float(shares @ values**2 - (shares @ values) ** 2) < most
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("asked", "used"), [(0.6, 0.69), (0.6, 0.51), (1.7, 1.53)])
+def test_in_float32_a_temperature_that_is_a_little_off_is_found(asked: float, used: float):
+    generator = np.random.default_rng(11)
+    assert sum(_temperature_rejects(generator, asked, used, 0.001) for _ in range(20)) >= 19
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("slack", [0.001, 0.25])
+def test_the_mean_of_a_correct_engine_is_rejected_at_most_as_often_as_the_share_says(slack: float):
+    level, runs = 0.05, 150
+    generator = np.random.default_rng(12)
+    logprobs = TELLING[1.7]
+    values, exact = np.asarray(logprobs), _at(1.7, logprobs)
+    alarms = 0
+    for number in range(runs):
+        # The worst that the data type may do: all that is likely is more so, by as much as it may be.
+        moved = np.asarray(exact) * np.exp(np.where(values > values.mean(), slack / 2, -slack / 2))
+        counts = generator.multinomial(1024, moved / moved.sum()).tolist()
+        alarms += mean_p(counts, exact, logprobs, slack, seed=number) <= level
+    assert alarms <= level * runs + 4 * math.sqrt(level * runs)
+
+
+@pytest.mark.parametrize("temperature", [0.66, 1.0, 1.53, 4.0])
+def test_counts_resemble_the_temperature_that_they_are_of(temperature: float):
+    shares = np.asarray(_at(temperature, TELLING[1.7]))
+    assert resembled((shares * 1e9).round().tolist(), TELLING[1.7]) == pytest.approx(temperature, abs=1e-3)
 
 
 @pytest.mark.timeout(300)

@@ -7,7 +7,7 @@ import pytest
 from anyengine import Capabilities
 from anyengine_conformance.badge import badge
 from anyengine_conformance.check import all_checks
-from anyengine_conformance.families.knobs_fields import COVERED
+from anyengine_conformance.families.knobs_fields import ALSO, COVERED
 from anyengine_conformance.html import render
 from anyengine_conformance.progress import summary
 from anyengine_conformance.report import BadReport, read_report
@@ -30,6 +30,8 @@ def _report(declared: Capabilities, *outcomes: tuple[str, Outcome, str]) -> Repo
 
 TEMPERATURE = Capabilities(sampling=frozenset({"temperature"}))
 TOKENS = Capabilities(request=frozenset({"stop_token_ids"}))
+NO_EOS = Capabilities(request=frozenset({"ignore_eos", "min_tokens"}))
+BATCHED = Capabilities(config=frozenset({"scheduling.max_num_batched_tokens", "kv_cache.prefix_caching"}))
 FP8 = Capabilities(quantization=frozenset({"fp8"}))
 SCORES = Capabilities(score=True)
 
@@ -62,6 +64,18 @@ SCORES = Capabilities(score=True)
             [],
         ),
         (TOKENS, [("knobs.stop-token-ids-change-the-end", "unsupported", "not declared")], ["request.stop_token_ids"]),
+        # What only uses a field says nothing of its effect: these pass where the model goes on by itself.
+        (
+            NO_EOS,
+            [
+                ("knobs.ignore-eos-changes-the-end", "unsupported", "not declared: sampling.logit_bias"),
+                ("stopping.ignore-eos-goes-on", "unsupported", "not declared: sampling.allowed_token_ids"),
+                ("stopping.length-is-exact", "passed", ""),
+                ("knobs.min-tokens-holds-the-end", "unsupported", "not declared: sampling.logit_bias"),
+                ("stopping.min-tokens-holds-strings", "passed", ""),
+            ],
+            ["request.min_tokens", "request.ignore_eos"],
+        ),
         # What is no field.
         (FP8, [("quantisation.load-fp8", "not-run", "its drift cannot be measured")], ["quantization.fp8"]),
         (
@@ -77,6 +91,52 @@ SCORES = Capabilities(score=True)
 def test_a_declared_field_is_unproven_where_the_checks_of_it_did_not_run(declared, outcomes, names):
     assert set(CHECKS) >= {id_ for id_, _, _ in outcomes}
     assert unproven(_report(declared, *outcomes)) == names
+
+
+@pytest.mark.parametrize(
+    ("declared", "outcomes", "told"),
+    [
+        (
+            NO_EOS,
+            [
+                ("knobs.ignore-eos-changes-the-end", "unsupported", "not declared: sampling.logit_bias"),
+                ("stopping.ignore-eos-goes-on", "not-run", "the model ends nothing"),
+                ("knobs.min-tokens-holds-the-end", "unsupported", "not declared: sampling.logit_bias"),
+                ("stopping.min-tokens-holds-tokens", "unsupported", "not declared: request.stop_token_ids"),
+            ],
+            (
+                "`request.min_tokens` (the checks need `sampling.logit_bias` or `request.stop_token_ids`); "
+                "`request.ignore_eos` (the checks need `sampling.logit_bias`; the model ends nothing)"
+            ),
+        ),
+        # A variant that needs more than the field that it is for, and a check that needs another beside that.
+        (
+            BATCHED,
+            [
+                ("knobs.prefix-caching-off-computes", "unsupported", "not declared: token_prompts"),
+                ("knobs.batched-tokens-cut-prompts", "unsupported", "not declared: config.scheduling.chunked_prefill"),
+            ],
+            (
+                "`config.kv_cache.prefix_caching` (the checks need `token_prompts`); "
+                "`config.scheduling.max_num_batched_tokens` (the checks need `config.scheduling.max_num_seqs` and "
+                "`config.scheduling.chunked_prefill` and `token_prompts` and `request.ignore_eos`)"
+            ),
+        ),
+        # Fields of one cause share it.
+        (
+            Capabilities(sampling=frozenset({"top_p", "min_p"})),
+            [
+                ("knobs.top-p-bounds-the-mass", "unsupported", "not declared: token_prompts"),
+                ("knobs.min-p-bounds-the-ratio", "unsupported", "not declared: token_prompts"),
+            ],
+            "`sampling.top_p`, `sampling.min_p` (the checks need `token_prompts`)",
+        ),
+        # The beginning of the sentence says what an oracle would do.
+        (TEMPERATURE, [("knobs.temperature-below-one-sharpens", "not-run", NO_ORACLE)], "`sampling.temperature`"),
+    ],
+)
+def test_beside_what_is_unproven_stands_what_its_checks_need(declared, outcomes, told):
+    assert reason(_report(declared, *outcomes), mark="`").endswith(f": {told}")
 
 
 def test_of_an_engine_that_ran_whole_nothing_is_unproven():
@@ -129,6 +189,8 @@ def test_the_check_of_a_fields_effect_needs_that_field():
     """So that it is not run, or refused, for that field; some fields are of the SDK, and every engine has them."""
     fields = {name: CHECKS[told] for name, told in COVERED.items() if told in CHECKS and name.startswith("sampling.")}
     assert [name for name, made in fields.items() if name not in made.needs] == []
+    others = {name: [CHECKS[told] for told in told_by] for name, told_by in ALSO.items() if name in fields}
+    assert [name for name, made_for in others.items() for made in made_for if name not in made.needs] == []
 
 
 def test_a_report_of_another_version_is_told_so_and_shows_its_time_as_it_is():

@@ -21,6 +21,10 @@ class IllTyped(ScriptedPlugin):
     def describe(self):
         return replace(super().describe(), engine_version=3.0)
 ill_typed = IllTyped(lambda request: [], "nowhere")
+class ReadsPickles(ScriptedPlugin):
+    def describe(self):
+        return replace(super().describe(), weights=("*.safetensors", "*.pt"))
+reads_pickles = ReadsPickles(lambda request: [], "nowhere")
 class Undescribed(ScriptedPlugin):
     def describe(self):
         return {"name": "good"}
@@ -63,6 +67,7 @@ def test_a_working_plugin_is_found_with_its_package(install):
         ("some_engines:broken", "is a object, not an EnginePlugin instance"),
         ("some_engines:raising", "RuntimeError: no driver"),
         ("some_engines:ill_typed", "describe gave 3.0 as engine_version: expected str | null, got float"),
+        ("some_engines:reads_pickles", "describe gave '*.pt' as weights: names pickled weights"),
         ("some_engines:undescribed", "describe returned a dict, not an EngineDescription"),
         ("some_engines:other", "describes itself as 'another-name'"),
     ],

@@ -128,6 +128,11 @@ class Context:
         return self._garage.described
 
     @property
+    def weights(self) -> tuple[str, ...]:
+        """Patterns of the files that the engine reads weights from, see ``EngineDescription.weights``."""
+        return self._garage.weights
+
+    @property
     def prompt(self) -> str:
         """A plain English prompt."""
         return PROMPTS[0]

@@ -20,8 +20,10 @@ from anyengine_conformance.results import Environment
 
 if TYPE_CHECKING:
     from anyengine import EngineConfig
+    from anyengine.backend import EngineDescription
+    from anyengine.environments import DescribedEngine
 
-__all__ = ["engine_version", "gather", "require_known"]
+__all__ = ["described_there", "engine_version", "gather", "require_known"]
 
 #: What decides about numbers, beside the engine's own packages.
 _PACKAGES = ("anyengine", "anyengine-conformance", "anyengine-reference", "hypothesis", "numpy", "tokenizers", "torch")
@@ -82,14 +84,25 @@ def engine_version(engine: str, config: EngineConfig) -> str | None:
     Raises:
         AnyEngineError: there is no place for it to run.
     """
+    described = described_there(engine, config)
+    return None if described is None else described.engine_version
+
+
+def described_there(engine: str, config: EngineConfig) -> EngineDescription | DescribedEngine | None:
+    """What the plugin says about itself where the engine runs with that configuration; None if that is not known.
+
+    Needs a running event loop, as loading does.
+
+    Raises:
+        AnyEngineError: there is no place for it to run.
+    """
     place = choose_place(engine, config)
     if isinstance(place, Here):
-        return place.description.engine_version
+        return place.description
     if place.environment is None:
-        return describe(engine)[1].engine_version
+        return describe(engine)[1]
     described = find_environment(place.environment).described
-    found = () if described is None else described.engines
-    return next((each.engine_version for each in found if each.name == engine), None)
+    return None if described is None else described.find(engine)
 
 
 def require_known(engine: str, config: EngineConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import time
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from anyengine import Engine
+    from anyengine.backend import EngineDescription
+    from anyengine.environments import DescribedEngine
 
     from anyengine_conformance.check import Check
     from anyengine_conformance.oracle import Oracle
@@ -125,6 +128,7 @@ class Runner:
         self._probe = Probe(self._garage, self._bench, enabled=probe)
         self._session = Session(self._garage, self._open_oracle, profile, self.seed)
         self._oracle: Oracle | OracleFailed | None = None
+        self._opening = asyncio.Lock()
         self._closing = _CLOSING
         self._facts = SubjectFacts(
             engine=settings.engine, model=settings.config.get("model"), simulated=settings.simulated
@@ -157,9 +161,12 @@ class Runner:
             self._facts.engine_version = description.engine_version
             self._facts.plugin_version = description.plugin_version
             self._garage.described = description.capabilities
+            self._garage.weights = description.weights
         elsewhere = self._facts.engine_version is None and self.settings.factory is None
         if elsewhere or "environment" in self.settings.config:
-            self._facts.engine_version = self._bench.run(self._version_there(), self.settings.load_timeout)
+            there = self._bench.run(self._described_there(), self.settings.load_timeout)
+            self._facts.engine_version = None if there is None else there.engine_version
+            self._garage.weights = self._garage.weights if there is None else there.weights
         for entry in self._expected.values():
             reason = entry.expired(self._started.date(), self._facts.engine_version)
             if reason is not None:
@@ -168,10 +175,10 @@ class Runner:
                     field=entry.id,
                 )
 
-    async def _version_there(self) -> str | None:
+    async def _described_there(self) -> EngineDescription | DescribedEngine | None:
         """Of an engine whose library is in an environment."""
         try:
-            return environment.engine_version(self.settings.engine, EngineConfig(**self.settings.config))
+            return environment.described_there(self.settings.engine, EngineConfig(**self.settings.config))
         except AnyEngineError:
             return None  # it has no place to run: the first load says so, and why
 
@@ -234,11 +241,12 @@ class Runner:
     async def _open_oracle(self) -> Oracle:
         if self.settings.oracle == NO_ORACLE:
             raise NotApplicable(f"{NEEDS_ORACLE}, and the subject has no oracle ({NO_ORACLE!r})")
-        if self._oracle is None:
-            try:
-                self._oracle = await EngineOracle.load(self.settings.oracle, await self._garage.checkpoint())
-            except OracleFailed as error:  # not tried again for every check
-                self._oracle = error
+        async with self._opening:  # the answers of a batch are judged at once
+            if self._oracle is None:
+                try:
+                    self._oracle = await EngineOracle.load(self.settings.oracle, await self._garage.checkpoint())
+                except OracleFailed as error:  # not tried again for every check
+                    self._oracle = error
         if isinstance(self._oracle, OracleFailed):
             raise self._oracle
         return self._oracle
@@ -286,7 +294,8 @@ class Runner:
                 engine = plan
                 self._learn(engine)
             self._probe.ask(made.variant, engine)
-            return self._bench.run(self._session.judge(made, engine), made.deadline * self.settings.time_factor)
+            limit = made.deadline * self.settings.time_factor
+            return self._asked_after(self._bench.run(self._session.judge(made, engine), limit), limit)
         except (LoadFailed, OracleFailed) as error:
             return Verdict("error", reason=str(error))
         except Silent as silent:
@@ -310,6 +319,37 @@ class Runner:
             self._drop(lost=False)
             return Verdict("error", reason=f"the suite's own mistake: {type(error).__name__}: {error}")
 
+    def _asked_after(self, verdict: Verdict, limit: float) -> Verdict:
+        """The verdict, once it is known whether the engine outlived the check: which may have caught that it did not.
+
+        A failure stays one, and says it too; after anything else the end of the engine is what there is to say.
+
+        Raises:
+            EngineDied, EngineUnresponsive, Overran, Hung: it did not, and the verdict is no failure.
+        """
+        violation = verdict.violation
+        gone: BaseException | None = None if violation is None else violation.__cause__
+        if not isinstance(gone, (EngineDied, EngineUnresponsive)):
+            try:
+                self._bench.run(self._garage.health(), limit)
+            except (EngineDied, EngineUnresponsive, Overran, Hung) as error:
+                gone = error
+            except AnyEngineError:
+                return verdict  # the checks of health() say what is wrong with it
+            else:
+                return verdict
+        if violation is None:
+            raise gone
+        self._drop(lost=isinstance(gone, Hung))
+        self._probe.doubt()
+        told = "its health" if isinstance(gone, (Overran, Hung)) else f"{type(gone).__name__}:"
+        # Most failures quote the error already.
+        lost = "; the engine is gone with it" + ("" if str(gone) in violation.seen else f": {told} {gone}")
+        violation.seen += lost
+        verdict.reason += lost
+        verdict.log = "\n".join(gone.log_tail) if isinstance(gone, EngineDied) else ""
+        return verdict
+
     def _learn(self, engine: Engine) -> None:
         """Remember what the report says about the subject."""
         if self._facts.capabilities is not None:
@@ -324,7 +364,7 @@ class Runner:
         """Let go of an engine that cannot be trusted any more; the next check loads another."""
         engine = self._garage.forget()
         if lost:
-            self._oracle = None  # it lived on the same loop
+            self._oracle, self._opening = None, asyncio.Lock()  # they lived on the same loop
         elif engine is not None:
             with suppress(Overran, Hung, Exception):
                 self._bench.run(engine.close(), self._closing)

@@ -104,8 +104,6 @@ class Session:
             raise
         except AnyEngineError as error:
             return self._failed(_unexpected(context, error), "pass")
-        if engine is not None:
-            await engine.health()
         return self._verdict("passed", "pass", "")
 
     async def _reports(self, context: Context, need: str) -> bool:

@@ -8,6 +8,7 @@ depend on one another. Every test here is exact, not asymptotic:
 - :func:`multinomial_p`: Pearson's chi-square, its null distribution drawn from the multinomial
   distribution itself, not the asymptotic one (Monte Carlo test: Barnard 1963; Hope 1968). The probability of
   ``p <= a`` under the null hypothesis is at most ``a`` for every ``a``, whatever the sample size and the cells.
+  :func:`sum_p` is the same test of a sum over the draws, such as of their log-probabilities.
 
 A rejection is confirmed (:func:`confirmed`): both a first and a fresh second sample must reject at the square root of
 the share. The samples are independent, so the product is the share; each stage's threshold is then far from the extreme
@@ -24,7 +25,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-__all__ = ["BUDGET", "SHARES", "binomial_bounds", "binomial_p", "confirmed", "multinomial_p", "share", "stage"]
+__all__ = ["BUDGET", "SHARES", "binomial_bounds", "binomial_p", "confirmed", "multinomial_p", "share", "stage", "sum_p"]
 
 #: Runs of the whole suite that may fail on a correct engine by chance.
 BUDGET = 1e-3
@@ -155,6 +156,22 @@ def multinomial_p(counts: Sequence[int], probabilities: Sequence[float], *, seed
     observed = ((seen - total * expected) ** 2 / (total * expected)).sum()
     # What rounding alone parts counts as equal, which errs on the safe side.
     return float((1 + np.count_nonzero(chi_square >= observed * (1 - 1e-9))) / (1 + _DRAWS))
+
+
+def sum_p(counts: Sequence[int], probabilities: Sequence[float], values: Sequence[float], *, seed: int) -> float:
+    """The probability of draws whose values have at least this sum.
+
+    Args:
+        counts: seen, one an outcome.
+        probabilities: of the outcomes, summing to 1.
+        values: of the outcomes.
+        seed: of the null distribution's draws.
+    """
+    expected = np.asarray(probabilities, np.float64)
+    draws = np.random.default_rng(seed).multinomial(sum(counts), expected / expected.sum(), size=_DRAWS)
+    sums, observed = draws @ np.asarray(values, np.float64), float(np.dot(counts, values))
+    # What rounding alone parts counts as equal, which errs on the safe side.
+    return float((1 + np.count_nonzero(sums >= observed - 1e-9 * max(1.0, abs(observed)))) / (1 + _DRAWS))
 
 
 async def confirmed(alpha: float, sample: Callable[[int], Awaitable[float]]) -> tuple[float, ...] | None:

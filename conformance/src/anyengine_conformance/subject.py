@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from anyengine import Engine, EngineConfig, InvalidConfig
 from anyengine.backend import EnginePlugin
+from anyengine.backend.weights import SAFETENSORS
 from anyengine.plugins import find_engines
 
 from anyengine_conformance.check import DEFAULT, variants
@@ -176,6 +177,7 @@ class Garage:
         settings: of the subject.
         target: what loads it.
         described: what the plugin declares in general, if it could be asked.
+        weights: patterns of the files that the engine reads weights from.
         loads: engines loaded so far.
         model_path: folder of the subject's checkpoint, once a variant was loaded.
     """
@@ -186,6 +188,7 @@ class Garage:
         self.notes: dict[str, Any] = {}
         self.shared: dict[str, Any] = {}
         self.described: Capabilities | None = None
+        self.weights: tuple[str, ...] = SAFETENSORS
         self.loads = 0
         self.model_path: str | None = None
         self._variant: str | None = None
@@ -233,6 +236,15 @@ class Garage:
         self.model_path = str(self._engine.model.path)
         self._variant = variant
         return self._engine
+
+    async def health(self) -> None:
+        """Return if what is loaded works, or nothing is.
+
+        Raises:
+            EngineDied, EngineUnresponsive: it does not.
+        """
+        if self._engine is not None:
+            await self._engine.health()
 
     async def checkpoint(self) -> str:
         """The folder of the subject's checkpoint; the default variant is loaded if nothing was yet.

@@ -1,4 +1,4 @@
-"""What an engine declares and a run could not show: the checks of it did not run, for want of an oracle or else."""
+"""What an engine declares and a run could not show, and why: its checks want an oracle, or what is not declared."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import msgspec
 from anyengine import Capabilities
 
 from anyengine_conformance.check import all_checks, variants
-from anyengine_conformance.families.knobs_fields import COVERED
+from anyengine_conformance.families.knobs_fields import ALSO, COVERED
 from anyengine_conformance.needs import declared, parse
 from anyengine_conformance.oracle import NEEDS_ORACLE
 from anyengine_conformance.report import BadReport
 
 if TYPE_CHECKING:
+    from anyengine_conformance.check import Check
     from anyengine_conformance.results import Report, Result
 
 __all__ = ["NAME_ONE", "reason", "unproven", "without_oracle"]
@@ -40,32 +41,47 @@ def unproven(report: Report) -> list[str]:
     What no check is about (tensor parallelism, say, which needs devices) is not among them.
 
     A field of a request, of sampling or of the configuration has *the* check of its effect (``COVERED``, which every
-    field must be in); others use it as a tool, and pass without it. Where that check does not apply to the engine, and
-    for what is no field, it is the checks whose first need it is. One of those that lacked an oracle leaves it
-    unproven, whatever the others found.
+    field must be in). Where that one needs something else that is not declared, the other checks of it speak for the
+    field (``ALSO``); what only uses it as a tool does not, for that passes without it. For what is no field, it is the
+    checks whose first need it is. One of those that lacked an oracle leaves it unproven, whatever the others found.
 
     Raises:
         BadReport: it declares what this version does not know.
     """
-    if report.subject.capabilities is None:
+    return [name for name, _ in _idle(report)]
+
+
+def _idle(report: Report) -> list[tuple[str, list[Result]]]:
+    """What is unproven, each with the results that leave it so."""
+    capabilities = _capabilities(report)
+    if capabilities is None:
         return []
+    results = {result.id: result for result in report.results}
+    about = _about()
+    found: list[tuple[str, list[Result]]] = []
+    for name in dict.fromkeys((*COVERED, *about)):
+        if not declared(name, capabilities):
+            continue
+        the = COVERED.get(name, "reason: it is no field")
+        ids = about[name] if the.startswith("reason: ") else (the, *ALSO.get(name, ()))
+        shown = [results[made] for made in ids if made in results]
+        if shown and shown[0].id == the and shown[0].outcome != "unsupported":
+            shown = shown[:1]
+        idle = [result for result in shown if result.outcome in ("not-run", "unsupported")]
+        if shown and (len(idle) == len(shown) or any(_wants_oracle(result) for result in idle)):
+            found.append((name, idle))
+    return found
+
+
+def _capabilities(report: Report) -> Capabilities | None:
+    """As declared after the load, if the engine loaded."""
+    if report.subject.capabilities is None:
+        return None
     try:
-        capabilities = msgspec.convert(report.subject.capabilities, Capabilities)
+        return msgspec.convert(report.subject.capabilities, Capabilities)
     except msgspec.ValidationError as error:
         message = f"subject.capabilities: not as this version of anyengine writes them: {error}"
         raise BadReport(message, field="subject.capabilities") from error
-    results = {result.id: result for result in report.results}
-    about = _about()
-    names = [name for name in dict.fromkeys((*COVERED, *about)) if declared(name, capabilities)]
-    found: list[str] = []
-    for name in names:
-        own = results.get(COVERED.get(name, ""))
-        others = [results[made] for made in about[name] if made in results]
-        shown = [own] if own is not None and own.outcome != "unsupported" else others
-        idle = [result for result in shown if result.outcome in ("not-run", "unsupported")]
-        if shown and (len(idle) == len(shown) or any(_wants_oracle(result) for result in idle)):
-            found.append(name)
-    return found
 
 
 def reason(report: Report, mark: str = "") -> str:
@@ -75,7 +91,7 @@ def reason(report: Report, mark: str = "") -> str:
         report: of the run.
         mark: what stands on both sides of a field's name.
     """
-    names, left = ", ".join(f"{mark}{name}{mark}" for name in unproven(report)), without_oracle(report)
+    names, left = _told(report, mark), without_oracle(report)
     if not left:
         return f"{_SHORT}, for the checks of it did not run: {names}" if names else ""
     lacking = f"{left} check{'s' if left > 1 else ''} did not run for want of an oracle"
@@ -83,15 +99,48 @@ def reason(report: Report, mark: str = "") -> str:
     return f"{lacking}, and {_SHORT}, whatever else was checked of them: {names}" if names else lacking
 
 
+def _told(report: Report, mark: str) -> str:
+    """The unproven names; those of one cause together, with it in parentheses, but where that is the oracle."""
+    capabilities = _capabilities(report)
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for name, idle in _idle(report):
+        why = "" if capabilities is None else _why(idle, capabilities, mark)
+        groups[why].append(f"{mark}{name}{mark}")
+    return "; ".join(", ".join(names) + (f" ({why})" if why else "") for why, names in groups.items())
+
+
+def _why(idle: list[Result], capabilities: Capabilities, mark: str) -> str:
+    """What the engine would have to declare for these checks, or why else they did not run; empty for the oracle."""
+    if any(_wants_oracle(result) for result in idle):
+        return ""
+    checks = {made.id: made for made in all_checks()}
+    lacking: list[list[str]] = []
+    others: list[str] = []
+    for result in idle:
+        missing = [need for need in _needs(checks[result.id]) if not declared(need, capabilities)]
+        if result.outcome == "unsupported" and missing:
+            lacking.append(missing)
+        else:
+            others.append(result.reason)
+    # What asks for more than another check does is no way to prove it.
+    least = [these for these in lacking if not any(set(those) < set(these) for those in lacking)]
+    ways = dict.fromkeys(" and ".join(f"{mark}{need}{mark}" for need in these) for these in least)
+    return "; ".join([*([f"the checks need {' or '.join(ways)}"] if ways else []), *dict.fromkeys(others)])
+
+
 def _wants_oracle(result: Result) -> bool:
     return result.outcome == "not-run" and result.reason.startswith(NEEDS_ORACLE)
+
+
+def _needs(made: Check) -> tuple[str, ...]:
+    return (*variants()[made.variant].needs, *made.needs)
 
 
 def _about() -> defaultdict[str, list[str]]:
     """Capability → ids of the checks whose first need it is; that of their configuration comes before their own."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for made in all_checks():
-        needs = (*variants()[made.variant].needs, *made.needs)
+        needs = _needs(made)
         if needs and parse(needs[0]).kind != "stats":  # these are not declared
             found[needs[0].removesuffix(".raw")].append(made.id)
     return found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from anyengine.backend import EnginePlugin
 from anyengine.errors import AnyEngineError, EngineStartupError, InvalidConfig, PluginError, UnknownEngine
-from anyengine.plugins import find_engine
+from anyengine.plugins import find_engine, wrong_description
 
 if TYPE_CHECKING:
     from anyengine.backend import EngineDescription
@@ -55,7 +55,7 @@ def describe(engine: object) -> tuple[EnginePlugin, EngineDescription]:
 
     Raises:
         UnknownEngine, InvalidConfig: there is no such engine.
-        PluginError: it cannot describe itself.
+        PluginError: it cannot describe itself, or gives what is no description.
     """
     plugin = find_engine(engine) if isinstance(engine, str) else engine
     if not isinstance(plugin, EnginePlugin):
@@ -63,9 +63,13 @@ def describe(engine: object) -> tuple[EnginePlugin, EngineDescription]:
             f"engine: {plugin!r} is neither an engine's name nor an EnginePlugin object", field="engine"
         )
     try:
-        return plugin, plugin.describe()
+        description = plugin.describe()
     except Exception as error:
         raise PluginError(f"describe of {plugin!r} raised {type(error).__name__}: {error}") from error
+    wrong = wrong_description(description)  # of an object that was passed nobody has looked yet
+    if wrong is not None:
+        raise PluginError(f"describe of {plugin!r} {wrong}")
+    return plugin, description
 
 
 def choose_place(engine: object, config: EngineConfig) -> Here | Worker:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 from msgspec import Struct
 
 from anyengine._typed import ill_typed
 from anyengine.backend.base import Backend, EngineDescription, EnginePlugin
+from anyengine.backend.weights import weights_not_declarable
 from anyengine.errors import InvalidConfig, PluginError, UnknownEngine
 from anyengine.hookspecs import PROJECT, EngineHooks, ExtensionHooks
 from anyengine.suggestions import suggested
@@ -22,7 +23,15 @@ from anyengine.suggestions import suggested
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ENGINES", "EXTENSIONS", "EngineManager", "InstalledEngine", "find_engine", "find_engines"]
+__all__ = [
+    "ENGINES",
+    "EXTENSIONS",
+    "EngineManager",
+    "InstalledEngine",
+    "find_engine",
+    "find_engines",
+    "wrong_description",
+]
 
 #: Entry-point groups.
 ENGINES = "anyengine.engines"
@@ -134,7 +143,16 @@ def find_engine(name: str) -> EnginePlugin:
     return engine.plugin
 
 
-def _inspect(name: str, points: list[EntryPoint]) -> InstalledEngine:  # noqa: PLR0911 one for each fault
+def wrong_description(description: object) -> str | None:
+    """What is wrong with what ``describe`` gave, told as what it did; None if nothing is."""
+    if not isinstance(description, EngineDescription):
+        return f"returned a {type(description).__name__}, not an EngineDescription"
+    # Told to another interpreter, what is of a wrong type would cost all engines there.
+    wrong = ill_typed(description) or weights_not_declarable(description.weights)
+    return None if wrong is None else f"gave {wrong}"
+
+
+def _inspect(name: str, points: list[EntryPoint]) -> InstalledEngine:
     origin = ", ".join(sorted(f"{p.dist.name} {p.dist.version}" if p.dist else p.value for p in points))
     if len(points) > 1:
         return InstalledEngine(name, origin, broken=f"several packages bring an engine of this name: {origin}")
@@ -146,12 +164,9 @@ def _inspect(name: str, points: list[EntryPoint]) -> InstalledEngine:  # noqa: P
         description = plugin.describe()
     except Exception as error:  # noqa: BLE001 whatever a foreign module raises must not harm the others
         return InstalledEngine(name, origin, broken=f"{points[0].value}: {type(error).__name__}: {error}")
-    if not isinstance(cast("object", description), EngineDescription):
-        reason = f"describe returned a {type(description).__name__}, not an EngineDescription"
-        return InstalledEngine(name, origin, broken=reason)
-    wrong = ill_typed(description)
-    if wrong is not None:  # told to another interpreter, it would cost all engines there
-        return InstalledEngine(name, origin, broken=f"describe gave {wrong}")
+    wrong = wrong_description(description)
+    if wrong is not None:
+        return InstalledEngine(name, origin, broken=f"describe {wrong}")
     if description.name != name:
         reason = f"it is registered as {name!r} but describes itself as {description.name!r}"
         return InstalledEngine(name, origin, broken=reason)

@@ -183,6 +183,25 @@ def test_a_model_in_float_runs_by_its_architecture(anyengine):
     assert (document["quantization"], engines["reference"]["runs"]) == (None, "yes")
 
 
+def test_a_folder_without_weights_that_an_engine_reads_says_what_it_has(anyengine, monkeypatch, tmp_path):
+    import msgspec
+    from anyengine.testing import ScriptedPlugin, make_model_folder
+
+    folder = make_model_folder(tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "model.gguf")
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    describe = ScriptedPlugin.describe
+    monkeypatch.setattr(
+        ScriptedPlugin, "describe", lambda self: msgspec.structs.replace(describe(self), weights=("*.gguf",))
+    )
+    _, engines = for_model(anyengine, "--model", str(folder))
+    assert engines["scripted"]["loads"] == "not declared"
+    assert (engines["reference"]["loads"], engines["reference"]["reason"]) == (
+        "no",
+        "has no weights that the engine reads: no *.safetensors file, but model.gguf",
+    )
+
+
 def test_a_model_that_is_not_there_is_refused(anyengine):
     done = anyengine("engines", "--model", "./nowhere")
     assert (done.exit_code, "there is no folder ./nowhere" in done.stderr) == (1, True)

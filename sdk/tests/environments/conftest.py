@@ -28,6 +28,7 @@ class Plugin(EnginePlugin):
             engine_version="1.0",
             unavailable={unavailable!r},
             capabilities=Capabilities(sampling=frozenset({{"seed", "min_p", "top_k"}})),
+            weights=("*.safetensors", "*.gguf"),
             environments={{
                 "plain": EnvironmentVariant(python=">=3.11", steps=(), tested="in the SDK's tests"),
                 "stalls": EnvironmentVariant(python=">=3.11", steps=(PipStep(({step!r},)),)),

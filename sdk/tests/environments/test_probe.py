@@ -25,6 +25,8 @@ def test_an_interpreter_says_what_it_has(interpreter):
     assert described.sdk_version == importlib.metadata.version("anyengine")
     assert described.python_version == ".".join(map(str, sys.version_info[:3]))
     assert {"reference", "simulated"} <= {engine.name for engine in described.engines}
+    assert described.find("simulated").weights == ("*.safetensors", "*.gguf")
+    assert described.find("reference").weights == ("*.safetensors",)
 
 
 def test_our_own_python_variables_do_not_reach_it(interpreter, monkeypatch, tmp_path):

@@ -299,7 +299,7 @@ def test_of_a_model_whose_engine_runs_elsewhere_no_weights_are_fetched(monkeypat
         "snapshot_download",
         lambda *_args, **options: fetched.extend(options["allow_patterns"]) or str(folder),
     )
-    files = resolve_model("someone/something", builtin={}, weights=False)
+    files = resolve_model("someone/something", builtin={}, weights=())
     assert files.revision == COMMIT
     assert "*.json" in fetched
     assert not [pattern for pattern in fetched if "safetensors" in pattern]

@@ -82,7 +82,7 @@ async def test_a_stopped_worker_is_found_by_its_missing_heartbeat(worker, proces
         os.kill((await engine.stats()).native["pid"], signal.SIGSTOP)
         ends, seconds = await outcomes(streams, generation)
         assert [type(end) for end in ends] == [EngineUnresponsive] * 5
-        assert "no sign of life" in str(ends[0])
+        assert "no sign of life for 6 s (a step that holds Python's GIL silences it: " in str(ends[0])
         assert seconds < 30
         await assert_over(engine, EngineUnresponsive)
     assert gone(pids) == []

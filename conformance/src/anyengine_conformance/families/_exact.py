@@ -3,8 +3,9 @@
 The test: Pearson's chi-square with its null distribution drawn (see :func:`statistics.multinomial_p`), but not against
 one distribution: an engine in bf16 has probabilities that are off by some per cent, and enough draws would find that.
 The null hypothesis is the band of all distributions whose log-probabilities differ by at most the near-tie gap of the
-data type. Counts are held against the member of the band that makes them the most likely;
-`conformance/tests/test_sampling_power.py` simulates false alarms and power.
+data type. Counts are held against the member of the band that makes them the most likely. Where a temperature is
+tested, so is the one number that it changes, the mean of the log-probabilities: a chi-square of many cells would hardly
+see a tenth. `conformance/tests/test_sampling_power.py` simulates false alarms and power.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from collections import Counter
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from anyengine_conformance.statistics import confirmed, multinomial_p
+import numpy as np
+
+from anyengine_conformance.statistics import confirmed, multinomial_p, sum_p
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -24,7 +27,19 @@ if TYPE_CHECKING:
 
     from anyengine_conformance.context import Context
 
-__all__ = ["ORDER", "OTHER", "banded_p", "draws", "judge", "robust", "shaped", "surest", "with_beyond"]
+__all__ = [
+    "ORDER",
+    "OTHER",
+    "banded_p",
+    "draws",
+    "judge",
+    "mean_p",
+    "resembled",
+    "robust",
+    "shaped",
+    "surest",
+    "with_beyond",
+]
 
 #: In the place of a token: all that are beyond a list.
 _BEYOND = -1
@@ -32,6 +47,8 @@ _BEYOND = -1
 OTHER = "other tokens"
 ORDER = ("top_k", "top_p", "min_p")
 _BATCH = 128
+#: Outcomes that a message shows: all, but of the checks that have many.
+_TOLD = 12
 _TRIALS = 12
 
 
@@ -59,6 +76,49 @@ def banded_p(counts: Sequence[int], probabilities: Sequence[float], slack: float
         least, most = ((least + most) / 2, most) if sum(nearest) < 1 else (least, (least + most) / 2)
     scale = sum(nearest)
     return multinomial_p(counts, [share / scale for share in nearest], seed=seed)
+
+
+def mean_p(
+    counts: Sequence[int], probabilities: Sequence[float], values: Sequence[float], slack: float, *, seed: int
+) -> float:
+    """The p-value of the mean of values against all distributions within a factor of e**slack of one, both sides.
+
+    Args:
+        counts: seen, one an outcome.
+        probabilities: of the outcomes, summing to 1.
+        values: of the outcomes.
+        slack: nats that each log-probability may be off.
+        seed: of the null distribution's draws.
+    """
+    low = [share * math.exp(-slack) for share in probabilities]
+    high = [min(1.0, share * math.exp(slack)) for share in probabilities]
+    found: list[float] = []
+    for sign in (1, -1):
+        # The member of the band whose every tail is the heaviest on this side: as much as may be where values are the
+        # largest. Its mean is stochastically the largest, so that no other member gives a greater p-value.
+        furthest, left = list(low), 1 - sum(low)
+        for place in sorted(range(len(values)), key=lambda place: -sign * values[place]):
+            more = min(left, high[place] - low[place])
+            furthest[place], left = low[place] + more, left - more
+        found.append(sum_p(counts, furthest, [sign * value for value in values], seed=seed))
+    return min(1.0, 2 * min(found))
+
+
+def resembled(counts: Sequence[int], logprobs: Sequence[float]) -> float:
+    """The temperature that makes counts the most likely, between 0.05 and 20.
+
+    Args:
+        counts: seen, one an outcome.
+        logprobs: of the outcomes at temperature 1, give or take the same for all.
+    """
+    values = np.asarray(logprobs) - max(logprobs)
+    seen = float(np.dot(counts, values) / sum(counts))
+    cold, hot = math.log(0.05), math.log(20.0)
+    for _ in range(60):  # the mean grows with the cold
+        middle = (cold + hot) / 2
+        weights = np.exp(values / math.exp(middle))
+        cold, hot = (middle, hot) if float(np.dot(weights, values) / weights.sum()) > seen else (cold, middle)
+    return math.exp(cold)
 
 
 def shaped(logprobs: Mapping[int, float], sampling: SamplingParams, order: Sequence[str] = ORDER) -> dict[int, float]:
@@ -145,6 +205,8 @@ def surest(
     candidates: Sequence[tuple[Any, Mapping[int, float], SamplingParams]],
     gap: float,
     reason: str,
+    *,
+    most: int = 8,
 ) -> tuple[Any, dict[int, float], SamplingParams]:
     """The first candidate whose support no rounding changes: prompt, distribution, parameters.
 
@@ -153,13 +215,14 @@ def surest(
         candidates: prompt, log-probabilities behind it, sampling parameters.
         gap: of the data type.
         reason: what is lacking if there is none.
+        most: tokens of a support.
     """
     for prompt, logprobs, sampling in candidates:
 
         def support(values: Mapping[int, float], sampling: SamplingParams = sampling) -> set[int]:
             return set(shaped(values, sampling))
 
-        if 1 < len(support(logprobs)) <= 8 and robust(t, logprobs, support, gap):
+        if 1 < len(support(logprobs)) <= most and robust(t, logprobs, support, gap):
             return prompt, shaped(logprobs, sampling), sampling
     raise t.skip(f"{reason}, in {t.dtype}, behind any of the prompts")
 
@@ -196,6 +259,7 @@ async def judge(
     slack: float,
     told: str,
     tests: int = 1,
+    tempered: Mapping[Any, float] | None = None,
 ) -> None:
     """Counts of two samples must not both deviate from the distribution.
 
@@ -206,6 +270,7 @@ async def judge(
         slack: nats that the data type may shift.
         told: what is expected, in words.
         tests: how many of these the check makes; its share of the budget is divided among them.
+        tempered: outcome → log-probability at temperature 1, where a temperature is what is tested.
 
     Raises:
         Violation: both do.
@@ -223,13 +288,27 @@ async def judge(
         if strange:
             return 0.0
         numbers = [counts.get(outcome, 0) for outcome in cells]
-        return banded_p(numbers, [expected[cell] for cell in expected], slack, seed=t.seed + number)
+        shares = list(expected.values())
+        found = banded_p(numbers, shares, slack, seed=t.seed + number)
+        if tempered is None:
+            return found
+        values = [tempered[outcome] for outcome in expected]
+        return min(1.0, 2 * min(found, mean_p(numbers, shares, values, slack, seed=t.seed + number)))
 
     rejected = await confirmed(t.alpha / tests, p_value)
     wanted = {outcome: round(share, 4) for outcome, share in expected.items()}
     shares = [{key: round(count / max(1, sum(one.values())), 4) for key, count in one.items()} for one in seen]
+    like = ""
+    if tempered is not None and rejected is not None:
+        both = [sum(one.get(outcome, 0) for one in seen) for outcome in tempered]
+        like = f"as if the temperature were {resembled(both, list(tempered.values())):.2f}: "
     t.expect(
         rejected is None,
-        expected=f"{told}: shares like {wanted}, give or take chance and {slack:.3f} nats of rounding",
-        seen=f"shares {shares} in two samples, with p-values {rejected}",
+        expected=f"{told}: shares like {_first_of(wanted)}, give or take chance and {slack:.3f} nats of rounding",
+        seen=f"{like}shares {[_first_of(one) for one in shares]} in two samples, with p-values {rejected}",
     )
+
+
+def _first_of(shares: Mapping[Any, float]) -> dict[Any, float]:
+    """What a message has room for."""
+    return dict(sorted(shares.items(), key=lambda item: -item[1])[:_TOLD])

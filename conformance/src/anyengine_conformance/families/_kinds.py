@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from anyengine_conformance.context import PROMPTS
 
-__all__ = ["CALIBRATION", "CHATS", "CODE", "DISTINCT", "LONG", "MULTILINGUAL", "PLAIN", "QUANTISED", "REPETITIVE"]
+__all__ = [
+    "CALIBRATION",
+    "CHATS",
+    "CODE",
+    "DISTINCT",
+    "ENDINGS",
+    "LONG",
+    "MULTILINGUAL",
+    "PLAIN",
+    "QUANTISED",
+    "REPETITIVE",
+    "SHORT_CHAT",
+]
 
 PLAIN = PROMPTS
+#: Behind which a model may well end by itself.
+ENDINGS = (
+    "It was a good day. They all went home and were happy. The end.",
+    "She said good night, and then the lights went out. The end.",
+)
 CODE = (
     'def greet(name):\n    """Say hello."""\n    return',
     '{"name": "Tom", "age": 7, "pets": ["cat", "dog"], "friends": [{"name":',
@@ -27,6 +44,8 @@ CHATS = (
         {"role": "user", "content": "Tell me a story about a dog and a boat."},
     ),
 )
+#: Answered in a few tokens by a model that was taught to answer.
+SHORT_CHAT = ({"role": "user", "content": "Answer with one word: is water wet?"},)
 #: Some 400 tokens of the built-in model: many blocks, and several pieces of a chunked prefill.
 LONG = " ".join(
     f"{name} had {number} {thing}s and gave {less} of them to {friend}."

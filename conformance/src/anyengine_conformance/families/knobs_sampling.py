@@ -143,7 +143,7 @@ async def temperature_below_one_sharpens(t: Context) -> None:
 @check(
     "knobs.temperature-above-one-flattens",
     must="At temperature 1.75 the most likely tokens come as much more seldom as the logits divided by 1.75 say.",
-    advice="divide the logits by the temperature; take no maximum of 1 for it",
+    advice="divide the logits by the temperature, once; it is not cut to 1",
     needs=("sampling.temperature", "token_prompts"),
     tolerance="binomial test within what the data type may shift",
     tier="extension",

@@ -25,6 +25,7 @@ from anyengine_conformance.at_once import begun, together
 from anyengine_conformance.check import OWN, check, family
 from anyengine_conformance.context import PROMPTS
 from anyengine_conformance.refusals import REQUEST, STRUCTURED
+from anyengine_conformance.weights import copy_cut_short, reads_safetensors
 
 if TYPE_CHECKING:
     from anyengine_conformance.context import Context
@@ -277,17 +278,25 @@ async def missing_model(t: Context) -> None:
 async def broken_model(t: Context) -> None:
     with TemporaryDirectory() as place:
         folder = Path(place) / "broken"
-        folder.mkdir()
-        shape = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 8}
-        (folder / "config.json").write_text(json.dumps(shape))
-        (folder / "tokenizer.json").write_text("{")
-        (folder / "model.safetensors").write_bytes(b"\x10")
+        if reads_safetensors(t.weights):
+            _write_broken(folder)
+        elif not copy_cut_short(await t.source(), folder, t.weights):
+            raise t.skip(f"the subject's folder has no {' or '.join(t.weights)} to cut short")
         try:
             async with t.load(model=str(folder)):
                 pass
         except (ModelNotFound, EngineStartupError, UnsupportedParameter, InvalidConfig):
             return
         raise t.fail(expected="ModelNotFound", seen="it was loaded")
+
+
+def _write_broken(folder: Path) -> None:
+    """Of no model at all: the SDK looks safetensors over, and nothing else has to be there."""
+    folder.mkdir()
+    shape = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 8}
+    (folder / "config.json").write_text(json.dumps(shape))
+    (folder / "tokenizer.json").write_text("{")
+    (folder / "model.safetensors").write_bytes(b"\x10")
 
 
 @check(

@@ -102,7 +102,7 @@ async def multilingual(t: Context) -> None:
     tier="extension",
 )
 async def chat(t: Context) -> None:
-    if not await _chats(t):
+    if not await chats(t):
         raise t.skip("the model has no chat template")
     for number, messages in enumerate(kinds.CHATS):
         answer = await t.generate(messages=messages, max_tokens=_LENGTH)
@@ -121,7 +121,7 @@ async def long_prompt(t: Context) -> None:
     await _judge(t, [await _long(t)], "the long prompt")
 
 
-async def _chats(t: Context) -> bool:
+async def chats(t: Context) -> bool:
     """Whether the model has a chat template that takes a plain question."""
     try:
         return bool(await t.engine.apply_chat_template(kinds.CHATS[0]))
@@ -195,13 +195,9 @@ async def prompt_ids(t: Context) -> None:
 )
 async def ends_where_the_model_ends(t: Context) -> None:
     length = min(192, t.engine.info.max_model_len // 2)
-    texts = (
-        "It was a good day. They all went home and were happy. The end.",
-        "She said good night, and then the lights went out. The end.",
-        *kinds.PLAIN[:2],
-    )
+    texts = (*kinds.ENDINGS, *kinds.PLAIN[:2])
     answers: list[Completion] = [await t.generate(text, max_tokens=length) for text in texts]
-    if await _chats(t):
+    if await chats(t):
         answers.append(await t.generate(messages=kinds.CHATS[0], max_tokens=length))
     await forced_all(t, answers, max_tokens=length)
     if not any(answer.finish_reason == "stop" for answer in answers):

@@ -14,6 +14,7 @@ from anyengine import AnyEngineError
 
 from anyengine_conformance.check import OWN, check, family, variant
 from anyengine_conformance.ports import open_ports
+from anyengine_conformance.weights import copy_without_weights
 
 if TYPE_CHECKING:
     from anyengine_conformance.context import Context
@@ -78,7 +79,7 @@ async def _checkpoint(t: Context) -> Path:
 @check(
     "security.no-pickle",
     must="Weights that are a pickle are refused, never read.",
-    advice="read safetensors only; unpickling runs whatever the file says",
+    advice="read safetensors, or another format that is no pickle; unpickling runs whatever the file says",
     variant=OWN,
     deadline=300,
 )
@@ -86,7 +87,7 @@ async def no_pickle(t: Context) -> None:
     source = await _checkpoint(t)
     with tempfile.TemporaryDirectory() as place:
         folder, mark = Path(place) / "model", Path(place) / "mark"
-        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json"))
+        copy_without_weights(source, folder, t.weights)
         # A pickle that makes a file when it is read: GLOBAL os.mkdir, its argument, REDUCE, STOP.
         program = f"cos\nmkdir\n(V{mark}\ntR.".encode()
         (folder / "pytorch_model.bin").write_bytes(program)
@@ -97,7 +98,7 @@ async def no_pickle(t: Context) -> None:
         except AnyEngineError:
             refused = True
         t.expect(not mark.exists(), expected="the pickle not read", seen="the code in pytorch_model.bin was run")
-        t.expect(refused, expected="ModelNotFound: there are no safetensors", seen="a loaded engine")
+        t.expect(refused, expected=f"ModelNotFound: there is no {' or '.join(t.weights)}", seen="a loaded engine")
 
 
 @check(

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 from anyengine import InvalidConfig, InvalidRequest
 
 from anyengine_conformance.check import OWN, check, family, variant
+from anyengine_conformance.weights import weight_files
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anyengine_conformance.context import Context
 
 family("templates", "Chat templates")
@@ -193,19 +196,19 @@ async def malformed_one_is_refused(t: Context) -> None:
             await engine.apply_chat_template(_CHAT)
 
 
-def _without_template(source: Path, folder: Path) -> None:
+def _without_template(source: Path, folder: Path, patterns: Sequence[str]) -> None:
     """The same checkpoint, by links, without its chat template."""
     folder.mkdir()
+    # Weights that lie in a folder of their own (onnx/*.onnx) are linked with that folder.
+    linked = {source / file.relative_to(source).parts[0] for file in weight_files(source, patterns)}
     for file in source.iterdir():
-        if file.is_dir() or file.name in ("chat_template.jinja", "chat_template.json"):
-            continue
-        if file.name == "tokenizer_config.json":
+        if file in linked:
+            (folder / file.name).symlink_to(file.resolve())
+        elif file.name == "tokenizer_config.json":
             config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             config.pop("chat_template", None)
             (folder / file.name).write_text(json.dumps(config), encoding="utf-8")
-        elif file.suffix == ".safetensors":
-            (folder / file.name).symlink_to(file.resolve())
-        else:
+        elif file.is_file() and file.name not in ("chat_template.jinja", "chat_template.json"):
             shutil.copy(file, folder / file.name)
 
 
@@ -224,7 +227,7 @@ async def model_without_one_refuses_chats(t: Context) -> None:
     source = await t.once("security.checkpoint", find)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
-        _without_template(source, folder)
+        _without_template(source, folder, t.weights)
         async with t.load(model=str(folder)) as engine:
             t.asked(f"engine.generate(messages={_CHAT!r}), of a model without a chat template")
             with t.refused(InvalidConfig, field="chat_template"):

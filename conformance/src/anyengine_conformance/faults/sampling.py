@@ -30,6 +30,18 @@ class RoundedTemperature(ChangedSampling):
         return {"temperature": 1.0} if sampling.temperature in (0.6, 1.7) else {}
 
 
+@fault("sampling.temperature-is-exact", "each temperature is nearer to 1: 0.66 for 0.6, 1.53 for 1.7", wide=True)
+class NearerToOne(ChangedSampling):
+    def fields(self, sampling: SamplingParams) -> dict[str, Any]:
+        return {"temperature": sampling.temperature**0.8}
+
+
+@fault("sampling.temperature-is-exact", "every temperature is 15% too high, the neutral one too", wide=True)
+class TooHot(ChangedSampling):
+    def fields(self, sampling: SamplingParams) -> dict[str, Any]:
+        return {"temperature": sampling.temperature * 1.15}
+
+
 @fault("sampling.top-k-is-exact", "top_k keeps one too few")
 class OneFewer(ChangedSampling):
     def fields(self, sampling: SamplingParams) -> dict[str, Any]:

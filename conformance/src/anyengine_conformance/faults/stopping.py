@@ -155,6 +155,21 @@ class IgnoreEosIgnoresStops(BrokenEngine):
         return prompt, options
 
 
+@fault("stopping.ignore-eos-goes-on", "ignore_eos has no effect, and no token can be forced", base="reference")
+class IgnoreEosIgnored(ChangedRequest):
+    ends: frozenset[int] = frozenset()
+
+    @property
+    def info(self) -> BackendInfo:
+        told = self.inner.info
+        sampling = told.capabilities.sampling - {"allowed_token_ids", "logit_bias"}
+        return replace(told, capabilities=replace(told.capabilities, sampling=sampling))
+
+    def change(self, request: TokenRequest) -> TokenRequest:
+        self.ends |= request.eos_token_ids  # of the requests before: none come with ignore_eos
+        return replace(request, eos_token_ids=self.ends)
+
+
 @fault("stopping.min-tokens-holds-strings", "min_tokens is not held against stop strings")
 class MinIgnoredByStrings(BrokenEngine):
     def request(self, prompt: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

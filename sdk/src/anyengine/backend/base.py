@@ -10,6 +10,7 @@ from msgspec import Struct, field
 from anyengine._typed import ill_typed
 from anyengine.backend.checkpoints import CheckpointSupport
 from anyengine.backend.types import TokenDelta
+from anyengine.backend.weights import SAFETENSORS
 from anyengine.capabilities import Capabilities
 from anyengine.errors import PluginError, UnsupportedCapability
 
@@ -82,6 +83,10 @@ class EngineDescription(Struct, frozen=True, kw_only=True):
         default_model: the one of them that is loaded if none is named.
         environments: variant (``cpu``, ``cuda``) → the packages to make an environment of; the first is the default.
         checkpoints: what it loads; None where the plugin does not say, and the engine itself refuses what it must.
+        weights: patterns of the files that it reads weights from, in the checkpoint's folder: ``*.gguf``, or
+            ``onnx/*.onnx``. A checkpoint with none of them is refused before a load, and of one on a hub they are what
+            is fetched. Patterns that let pickled weights in are refused; ``.bin`` files of another format are named by
+            how that names them (``openvino_*.bin``).
     """
 
     name: str
@@ -95,6 +100,7 @@ class EngineDescription(Struct, frozen=True, kw_only=True):
     default_model: str | None = None
     environments: dict[str, EnvironmentVariant] = field(default_factory=dict[str, EnvironmentVariant])
     checkpoints: CheckpointSupport | None = None
+    weights: tuple[str, ...] = SAFETENSORS
 
     def attached(self, config: EngineConfig) -> bool:
         """Whether this configuration is of an engine that runs already."""
@@ -255,7 +261,8 @@ class Backend(ABC):
 
         Args:
             name: not loaded yet.
-            path: folder with ``adapter_config.json`` and safetensors, looked over by the SDK.
+            path: folder with ``adapter_config.json`` and weights, looked over by the SDK: safetensors, or what
+                :attr:`EngineDescription.weights` names.
 
         Raises:
             UnsupportedParameter: it does not fit the model, or the limits that the engine was loaded with.

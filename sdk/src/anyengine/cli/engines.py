@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -11,7 +12,6 @@ from anyengine.cli.output import Output, common_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from anyengine.environments import DescribedEngine
     from anyengine.plugins import InstalledEngine
@@ -177,11 +177,13 @@ def _for_model(output: Output, places: Sequence[_Place], model: str, revision: s
 
     builtin = {name: folder for place in places for name, folder in _builtin(place).items()}
     folder, config = locate_config(model, revision, builtin)
+    # Of a model on the hub no weights are fetched for this, so what it has of them is not known.
+    weights = folder if model in builtin or Path(model).expanduser().is_dir() else None
     stored = read_stored(folder, config)
     # Of an engine that runs somewhere, the places where it does not need no explanation.
     ready = {place.engine.name for place in places if place.engine.reason is None}
     shown = [place for place in places if place.engine.reason is None or place.engine.name not in ready]
-    verdicts = [_verdict(place, folder, config) for place in shown]
+    verdicts = [_verdict(place, folder, config, weights) for place in shown]
     if output.json:
         output.document(
             {
@@ -210,13 +212,16 @@ def _for_model(output: Output, places: Sequence[_Place], model: str, revision: s
     output.table(("ENGINE", "LOADS IT", "RUNS IN", "WHY NOT"), rows)
 
 
-def _verdict(place: _Place, folder: Path, config: Mapping[str, Any]) -> _Verdict:
-    from anyengine.quantization import why_not  # noqa: PLC0415 heavy for `--help`
+def _verdict(place: _Place, folder: Path, config: Mapping[str, Any], weights: Path | None) -> _Verdict:
+    from anyengine.hub.weights import missing_weights  # noqa: PLC0415 heavy for `--help`
+    from anyengine.quantization import why_not  # noqa: PLC0415 so is this
     from anyengine.quantization.support import gpu_capability  # noqa: PLC0415 so is this
 
     engine = place.engine
     ready = engine.reason is None
     reason = why_not(engine.checkpoints, folder, config, capability=gpu_capability)
+    if reason is None and weights is not None and engine.broken is None:
+        reason = missing_weights(weights, engine.weights)
     if reason is not None:
         return _Verdict(place, "no", ready, reason)
     if engine.checkpoints is None:

@@ -9,6 +9,7 @@ from msgspec import Struct, field
 
 from anyengine.backend.base import EnvironmentVariant
 from anyengine.backend.checkpoints import CheckpointSupport
+from anyengine.backend.weights import SAFETENSORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +35,7 @@ class DescribedEngine(Struct, frozen=True, kw_only=True):
         default_model: the one of them that is loaded if none is named.
         environments: variant → the packages that an environment is made of.
         checkpoints: those that it loads; None where its plugin does not say.
+        weights: patterns of the files that it reads weights from.
     """
 
     name: str
@@ -48,6 +50,7 @@ class DescribedEngine(Struct, frozen=True, kw_only=True):
     default_model: str | None = None
     environments: dict[str, EnvironmentVariant] = field(default_factory=dict[str, EnvironmentVariant])
     checkpoints: CheckpointSupport | None = None
+    weights: tuple[str, ...] = SAFETENSORS
 
     @property
     def reason(self) -> str | None:

@@ -15,7 +15,7 @@ class ModelFiles(Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: as the caller wrote it.
-        path: folder with ``config.json`` and safetensors.
+        path: folder with ``config.json`` and weights, as :attr:`EngineDescription.weights` names them.
         tokenizer_path: folder with ``tokenizer.json``.
         revision: commit of a hub model; None for a local folder.
         config: contents of ``config.json``.

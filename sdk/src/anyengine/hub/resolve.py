@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from anyengine.backend.model_config import whole_model
+from anyengine.backend.weights import SAFETENSORS
 from anyengine.errors import InvalidConfig, ModelNotFound
 from anyengine.hub.files import ModelFiles
 from anyengine.hub.weights import check_weights
@@ -17,9 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["locate_config", "read_config", "resolve_adapter", "resolve_model"]
 
-#: What is fetched from the hub: never pickled weights, never code.
+#: What is fetched from the hub beside the weights that the engine reads: never pickled weights, never code.
 TEXTS = ["*.json", "*.jinja", "*.model", "*.txt"]
-PATTERNS = [*TEXTS, "*.safetensors"]
 
 
 def resolve_model(
@@ -31,7 +31,7 @@ def resolve_model(
     tokenizer_revision: str | None = None,
     draft: str | None = None,
     loras: Mapping[str, str] | None = None,
-    weights: bool = True,
+    weights: Sequence[str] = SAFETENSORS,
 ) -> ModelFiles:
     """Find a checkpoint, fetch it if it is on the hub, and look it over before any engine does.
 
@@ -45,7 +45,8 @@ def resolve_model(
         tokenizer_revision: like ``revision``.
         draft: the checkpoint that proposes tokens in speculative decoding.
         loras: adapters, name → folder or hub id.
-        weights: whether they are needed here; not where the engine runs elsewhere.
+        weights: patterns of the files that the engine reads weights from (``EngineDescription.weights``); none where
+            it runs elsewhere, and needs no weights here.
 
     Raises:
         ModelNotFound: there is none, or it is unusable; says what to do.
@@ -54,16 +55,14 @@ def resolve_model(
     path, commit = _locate(model, revision, builtin, field="model", weights=weights)
     config = read_config(path)
     if weights:
-        check_weights(path)
+        check_weights(path, weights)
     if tokenizer is None and tokenizer_revision is not None:
         raise InvalidConfig(
             "tokenizer_revision: there is no `tokenizer` that it belongs to; the model's own comes with `revision`",
             field="tokenizer_revision",
         )
     tokenizer_path = (
-        path
-        if tokenizer is None
-        else _locate(tokenizer, tokenizer_revision, builtin, field="tokenizer", weights=False)[0]
+        path if tokenizer is None else _locate(tokenizer, tokenizer_revision, builtin, field="tokenizer", weights=())[0]
     )
     if not (tokenizer_path / "tokenizer.json").is_file():
         raise ModelNotFound(
@@ -78,8 +77,10 @@ def resolve_model(
         revision=commit,
         config=config,
         eos_token_ids=_eos_token_ids(path, tokenizer_path, config),
-        draft=None if draft is None else resolve_model(draft, builtin=builtin, tokenizer=str(tokenizer_path)),
-        loras={name: resolve_adapter(name, source) for name, source in (loras or {}).items()},
+        draft=None
+        if draft is None
+        else resolve_model(draft, builtin=builtin, tokenizer=str(tokenizer_path), weights=weights or SAFETENSORS),
+        loras={name: resolve_adapter(name, source, weights) for name, source in (loras or {}).items()},
     )
 
 
@@ -89,7 +90,7 @@ def locate_config(model: str, revision: str | None, builtin: Mapping[str, str]) 
     Raises:
         ModelNotFound, InvalidConfig: as by :func:`resolve_model`.
     """
-    folder = _locate(model, revision, builtin, field="model", weights=False)[0]
+    folder = _locate(model, revision, builtin, field="model", weights=())[0]
     return folder, read_config(folder)
 
 
@@ -102,19 +103,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     return _read_object(folder / "config.json", needed="every checkpoint has one")
 
 
-def resolve_adapter(name: str, source: str) -> Path:
+def resolve_adapter(name: str, source: str, weights: Sequence[str] = SAFETENSORS) -> Path:
     """Folder of a low-rank adapter, fetched if it is on the hub, and looked over.
+
+    Args:
+        name: of the adapter.
+        source: folder or hub id.
+        weights: patterns of the files that the engine reads the model's weights from. Adapters are read from those, or
+            from safetensors: engines that convert models often take adapters as they are.
 
     Raises:
         ModelNotFound: there is none, or it is unusable.
     """
-    folder = _locate(source, None, {}, field=f"lora.adapters.{name}")[0]
-    check_weights(folder)
+    patterns = tuple(dict.fromkeys((*weights, *SAFETENSORS)))
+    folder = _locate(source, None, {}, field=f"lora.adapters.{name}", weights=patterns)[0]
+    check_weights(folder, patterns)
     return folder
 
 
 def _locate(
-    name: str, revision: str | None, builtin: Mapping[str, str], *, field: str, weights: bool = True
+    name: str, revision: str | None, builtin: Mapping[str, str], *, field: str, weights: Sequence[str]
 ) -> tuple[Path, str | None]:
     """Folder, and the commit of a hub model."""
     path = Path(builtin[name]) if name in builtin else Path(name).expanduser()
@@ -127,11 +135,15 @@ def _locate(
             )
         return path.resolve(), None
     if path.is_file():
-        raise ModelNotFound(f"{field}: {name} is a file; name the folder that holds the checkpoint", field=field)
+        raise ModelNotFound(
+            f"{field}: {name} is a file; name the folder that holds the checkpoint: its config.json and tokenizer.json "
+            "belong beside its weights",
+            field=field,
+        )
     if name.startswith((".", "/", "~", "\\")) or name.count("/") > 1:
         raise ModelNotFound(f"{field}: there is no folder {name}", field=field)
     missing = f"{field}: {_not_here(name, builtin)}"
-    return _download(name, revision, field=field, patterns=PATTERNS if weights else TEXTS, missing=missing)
+    return _download(name, revision, field=field, patterns=[*TEXTS, *weights], missing=missing)
 
 
 def _not_here(name: str, builtin: Mapping[str, str]) -> str:

@@ -57,7 +57,7 @@ async def bring_up(
             draft=config.speculative.model if config.speculative else None,
             builtin=description.models,
             loras=config.lora.adapters if config.lora else {},
-            weights=not description.attached(config),
+            weights=() if description.attached(config) else description.weights,
         )
     )
     await anyio.to_thread.run_sync(_check_checkpoint, description, config, model)
@@ -77,7 +77,7 @@ async def bring_up(
         if not isinstance(cast("object", backend.info), BackendInfo):
             raise PluginError(f"info of {name} is a {type(backend.info).__name__}, not a BackendInfo", engine=name)
         check_types(name, backend.info)
-        return model, LocalRuntime(name, config, model, tokenizer, manager, backend)
+        return model, LocalRuntime(name, config, model, tokenizer, manager, backend, description.weights)
     except BaseException as error:
         if backend is not None:
             await despite_cancellation(_close_half_loaded(backend, error))

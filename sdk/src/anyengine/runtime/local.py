@@ -63,6 +63,7 @@ class LocalRuntime(Runtime):
         tokenizer: TextTokenizer,
         manager: EngineManager,
         backend: Backend,
+        weights: Sequence[str],
     ) -> None:
         self._name = name
         self._config = config
@@ -70,6 +71,7 @@ class LocalRuntime(Runtime):
         self._tokenizer = tokenizer
         self._hooks: Any = manager.hook
         self._info = backend.info
+        self._weights = weights
         self._configured = switched_on("config.", config)
         # Twice what runs, so that the engine always finds its next request waiting.
         self._concurrency = 2 * (self._info.max_num_seqs or _DEFAULT_CONCURRENCY)
@@ -279,7 +281,7 @@ class LocalRuntime(Runtime):
         self._require("dynamic_lora", "cannot load adapters while it runs")
         if name in self._info.loras:
             raise InvalidRequest(f"name: an adapter {name!r} is loaded already", engine=self._name, field="name")
-        path = await asyncio.to_thread(resolve_adapter, name, source)
+        path = await asyncio.to_thread(resolve_adapter, name, source, self._weights)
         await self._guard(lambda: self._hooks.load_lora(name=name, path=path), object)
         self._info = msgspec.structs.replace(self._info, loras=(*self._info.loras, name))
 

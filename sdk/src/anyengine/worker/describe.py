@@ -48,6 +48,7 @@ def describe_engine(engine: InstalledEngine) -> DescribedEngine:
         default_model=about.default_model,
         environments=about.environments,
         checkpoints=about.checkpoints,
+        weights=about.weights,
     )
 
 

@@ -27,6 +27,8 @@ __all__ = ["WorkerProcess"]
 
 #: Seconds without a heartbeat after which a worker that has loaded is taken for hung; before, it is `health_timeout`.
 _HEARTBEAT_TIMEOUT = 6.0
+#: What silences a worker that computes, and what its plugin's author does about it.
+_SILENCED = "a step that holds Python's GIL silences it: the plugin has to release the GIL or take shorter steps"
 #: How often the watching thread looks up, in seconds.
 _TICK = 0.5
 #: Seconds that the supervisor is given to end everything, before its group is killed from here.
@@ -159,7 +161,8 @@ class WorkerProcess:
             limit, since = self._patience
             silent = beat is not None and monotonic() - max(beat, since) > limit
             if silent and late:
-                self._fail(self._unresponsive(f"its worker has given no sign of life for {limit:.0f} s"))
+                why = _SILENCED if since else "health_timeout, for it loads"
+                self._fail(self._unresponsive(f"its worker has given no sign of life for {limit:.0f} s ({why})"))
             late = silent
 
     def _hear(self, selector: selectors.BaseSelector, frames: FrameReader) -> float | None:
