@@ -46,7 +46,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
             engine made the same ids.
         logprobs: level of the log-probabilities of generated tokens.
         prompt_logprobs: level of those of the prompt.
-        max_logprobs: most alternatives a token.
+        max_logprobs: most alternatives a token; above 0 where either level is declared.
         max_prompt_logprobs: most alternatives a token of a prompt, or of a text that is scored; None for as many as
             ``max_logprobs``. 0 for engines that give the text's own tokens only (TGI).
         score: teacher-forced scoring of a given text.
