@@ -38,7 +38,16 @@ PAGES = {
     "stats": ("Statistics", ["anyengine.stats"]),
     "sync": ("The API without await", ["anyengine.sync"]),
     "plugins": ("Finding engines", ["anyengine.plugins"]),
-    "backend": ("Writing an engine", ["anyengine.backend", "anyengine.backend.seeds", "anyengine.hub"]),
+    "backend": (
+        "Writing an engine",
+        [
+            "anyengine.backend",
+            "anyengine.backend.failures",
+            "anyengine.backend.model_config",
+            "anyengine.backend.seeds",
+            "anyengine.hub",
+        ],
+    ),
     "testing": ("For tests", ["anyengine.testing"]),
 }
 #: Names that modules share with each other, but not with users.
