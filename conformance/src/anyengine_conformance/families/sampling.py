@@ -82,7 +82,7 @@ async def neutral_is_the_model(t: Context) -> None:
     "gap, 2,048 draws at 0.6 and 1,024 at 1.7, confirmed on as many more; share 0.02 of the budget; in float32 power "
     "over 95% against 15% more or less of 0.6 and a tenth of 1.7 (see families/sampling.py)",
     tier="extension",
-    deadline=90,
+    deadline=135,
 )
 async def temperature_is_exact(t: Context) -> None:
     gap = near_tie(t)
