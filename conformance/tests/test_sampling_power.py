@@ -83,7 +83,7 @@ def _temperature_rejects(generator: np.random.Generator, asked: float, used: flo
     async def sample(number: int) -> float:
         counts = generator.multinomial(size, _at(used, logprobs)).tolist()
         expected = _at(asked, logprobs)
-        both = banded_p(counts, expected, slack, seed=number), mean_p(counts, expected, logprobs, slack, seed=number)
+        both = banded_p(counts, expected, slack, seed=number), mean_p(counts, expected, slack, seed=number)
         return min(1.0, 2 * min(both))
 
     return asyncio.run(statistics.confirmed(statistics.share("sampling.temperature-is-exact") / 2, sample)) is not None
@@ -114,7 +114,7 @@ def test_the_mean_of_a_correct_engine_is_rejected_at_most_as_often_as_the_share_
         # The worst that the data type may do: all that is likely is more so, by as much as it may be.
         moved = np.asarray(exact) * np.exp(np.where(values > values.mean(), slack / 2, -slack / 2))
         counts = generator.multinomial(1024, moved / moved.sum()).tolist()
-        alarms += mean_p(counts, exact, logprobs, slack, seed=number) <= level
+        alarms += mean_p(counts, exact, slack, seed=number) <= level
     assert alarms <= level * runs + 4 * math.sqrt(level * runs)
 
 

@@ -62,8 +62,7 @@ def banded_p(counts: Sequence[int], probabilities: Sequence[float], slack: float
         seed: of the null distribution's draws.
     """
     total = sum(counts)
-    low = [share * math.exp(-slack) for share in probabilities]
-    high = [min(1.0, share * math.exp(slack)) for share in probabilities]
+    low, high = _band(probabilities, slack)
     # Maximum likelihood within the band: shares in proportion to the counts, cut to the band (the Karush-Kuhn-Tucker
     # conditions), the factor found by bisection of its logarithm.
     nearest, least, most = list(probabilities), -50.0, 50.0
@@ -78,20 +77,24 @@ def banded_p(counts: Sequence[int], probabilities: Sequence[float], slack: float
     return multinomial_p(counts, [share / scale for share in nearest], seed=seed)
 
 
-def mean_p(
-    counts: Sequence[int], probabilities: Sequence[float], values: Sequence[float], slack: float, *, seed: int
-) -> float:
-    """The p-value of the mean of values against all distributions within a factor of e**slack of one, both sides.
+def _band(probabilities: Sequence[float], slack: float) -> tuple[list[float], list[float]]:
+    """The least and the most that each may be."""
+    low = [share * math.exp(-slack) for share in probabilities]
+    high = [min(1.0, share * math.exp(slack)) for share in probabilities]
+    return low, high
+
+
+def mean_p(counts: Sequence[int], probabilities: Sequence[float], slack: float, *, seed: int) -> float:
+    """The p-value of the mean log-probability against all distributions within a factor of e**slack of one, both sides.
 
     Args:
         counts: seen, one an outcome.
-        probabilities: of the outcomes, summing to 1.
-        values: of the outcomes.
+        probabilities: of the outcomes, above 0 and summing to 1.
         slack: nats that each log-probability may be off.
         seed: of the null distribution's draws.
     """
-    low = [share * math.exp(-slack) for share in probabilities]
-    high = [min(1.0, share * math.exp(slack)) for share in probabilities]
+    low, high = _band(probabilities, slack)
+    values = [math.log(share) for share in probabilities]
     found: list[float] = []
     for sign in (1, -1):
         # The member of the band whose every tail is the heaviest on this side: as much as may be where values are the
@@ -259,7 +262,7 @@ async def judge(
     slack: float,
     told: str,
     tests: int = 1,
-    tempered: Mapping[Any, float] | None = None,
+    temperature: float | None = None,
 ) -> None:
     """Counts of two samples must not both deviate from the distribution.
 
@@ -270,7 +273,7 @@ async def judge(
         slack: nats that the data type may shift.
         told: what is expected, in words.
         tests: how many of these the check makes; its share of the budget is divided among them.
-        tempered: outcome → log-probability at temperature 1, where a temperature is what is tested.
+        temperature: that the distribution is of, where that is what is tested.
 
     Raises:
         Violation: both do.
@@ -290,18 +293,18 @@ async def judge(
         numbers = [counts.get(outcome, 0) for outcome in cells]
         shares = list(expected.values())
         found = banded_p(numbers, shares, slack, seed=t.seed + number)
-        if tempered is None:
+        if temperature is None:
             return found
-        values = [tempered[outcome] for outcome in expected]
-        return min(1.0, 2 * min(found, mean_p(numbers, shares, values, slack, seed=t.seed + number)))
+        return min(1.0, 2 * min(found, mean_p(numbers, shares, slack, seed=t.seed + number)))
 
     rejected = await confirmed(t.alpha / tests, p_value)
     wanted = {outcome: round(share, 4) for outcome, share in expected.items()}
     shares = [{key: round(count / max(1, sum(one.values())), 4) for key, count in one.items()} for one in seen]
     like = ""
-    if tempered is not None and rejected is not None:
-        both = [sum(one.get(outcome, 0) for one in seen) for outcome in tempered]
-        like = f"as if the temperature were {resembled(both, list(tempered.values())):.2f}: "
+    if temperature is not None and rejected is not None:
+        both = [sum(one[outcome] for one in seen) for outcome in expected]
+        logprobs = [temperature * math.log(share) for share in expected.values()]
+        like = f"as if the temperature were {resembled(both, logprobs):.2f}: "
     t.expect(
         rejected is None,
         expected=f"{told}: shares like {_first_of(wanted)}, give or take chance and {slack:.3f} nats of rounding",
