@@ -12,15 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["copy_cut_short", "copy_without_weights", "reads_safetensors", "weight_files"]
+__all__ = ["copy_cut_short", "copy_without_weights", "weight_files"]
 
 #: Bytes of a file that a copy cut short has at most; a model may be larger than the place for temporary files.
 _MOST = 1_000_000
-
-
-def reads_safetensors(patterns: Sequence[str]) -> bool:
-    """Whether safetensors are among what the engine reads."""
-    return any(pattern.endswith(".safetensors") for pattern in patterns)
 
 
 def weight_files(folder: Path, patterns: Sequence[str]) -> list[Path]:

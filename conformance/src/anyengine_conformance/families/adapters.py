@@ -10,12 +10,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anyengine.backend.weights import reads_safetensors
+
 from anyengine_conformance import adapters
 from anyengine_conformance.at_once import together
 from anyengine_conformance.check import OWN, check, family
 from anyengine_conformance.families import _kinds as kinds
 from anyengine_conformance.families._forced import answer_of, forced
-from anyengine_conformance.weights import reads_safetensors
 
 if TYPE_CHECKING:
     from anyengine import Completion

@@ -19,13 +19,14 @@ from anyengine import (
     SamplingParams,
     UnsupportedParameter,
 )
+from anyengine.backend.weights import reads_safetensors
 from anyengine.config import DType
 
 from anyengine_conformance.at_once import begun, together
 from anyengine_conformance.check import OWN, check, family
 from anyengine_conformance.context import PROMPTS
 from anyengine_conformance.refusals import REQUEST, STRUCTURED
-from anyengine_conformance.weights import copy_cut_short, reads_safetensors
+from anyengine_conformance.weights import copy_cut_short
 
 if TYPE_CHECKING:
     from anyengine_conformance.context import Context

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["PICKLED", "SAFETENSORS", "weights_not_declarable"]
+__all__ = ["PICKLED", "SAFETENSORS", "reads_safetensors", "weights_not_declarable"]
 
 #: What an engine reads whose plugin does not say.
 SAFETENSORS = ("*.safetensors",)
@@ -32,6 +32,15 @@ _PICKLED_BIN = (
     "optimizer.bin",
     "scheduler.bin",
 )
+
+
+def reads_safetensors(patterns: Sequence[str]) -> bool:
+    """Whether safetensors are among what an engine reads.
+
+    Args:
+        patterns: of file names, as ``EngineDescription.weights`` has them.
+    """
+    return any(pattern.endswith(".safetensors") for pattern in patterns)
 
 
 def weights_not_declarable(patterns: Sequence[str]) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from anyengine.backend.weights import PICKLED, SAFETENSORS
+from anyengine.backend.weights import PICKLED, SAFETENSORS, reads_safetensors
 from anyengine.errors import ModelNotFound
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def check_weights(folder: Path, patterns: Sequence[str] = SAFETENSORS) -> None:
     safetensors = [file for file in files if file.suffix == ".safetensors"]
     index = folder / "model.safetensors.index.json"
     # The index is fetched with the other texts, so it may lie beside weights of another format and mean nothing there.
-    if index.is_file() and (safetensors or (not files and _reads_safetensors(patterns))):
+    if index.is_file() and (safetensors or (not files and reads_safetensors(patterns))):
         shards = sorted(_shards(index) - {file.name for file in safetensors})
         if shards:
             raise ModelNotFound(f"{index} names shards that are not there: {', '.join(shards)}", field="model")
@@ -52,10 +52,6 @@ def check_weights(folder: Path, patterns: Sequence[str] = SAFETENSORS) -> None:
         raise ModelNotFound(f"{folder} {missing}", field="model")
     for file in safetensors:
         _check_whole(file)
-
-
-def _reads_safetensors(patterns: Sequence[str]) -> bool:
-    return any(pattern.endswith(".safetensors") for pattern in patterns)
 
 
 def missing_weights(folder: Path, patterns: Sequence[str]) -> str | None:
@@ -75,7 +71,7 @@ def missing_weights(folder: Path, patterns: Sequence[str]) -> str | None:
     if pickled:
         how = (
             "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)"
-            if _reads_safetensors(patterns)
+            if reads_safetensors(patterns)
             else f"to {wanted}, which the engine reads"
         )
         return (
