@@ -166,7 +166,8 @@ class Runner:
         if elsewhere or "environment" in self.settings.config:
             there = self._bench.run(self._described_there(), self.settings.load_timeout)
             self._facts.engine_version = None if there is None else there.engine_version
-            self._garage.weights = self._garage.weights if there is None else there.weights
+            if there is not None:
+                self._garage.weights = there.weights
         for entry in self._expected.values():
             reason = entry.expired(self._started.date(), self._facts.engine_version)
             if reason is not None:

@@ -48,14 +48,12 @@ def unproven(report: Report) -> list[str]:
     Raises:
         BadReport: it declares what this version does not know.
     """
-    return [name for name, _ in _idle(report)]
-
-
-def _idle(report: Report) -> list[tuple[str, list[Result]]]:
-    """What is unproven, each with the results that leave it so."""
     capabilities = _capabilities(report)
-    if capabilities is None:
-        return []
+    return [] if capabilities is None else [name for name, _ in _idle(report, capabilities)]
+
+
+def _idle(report: Report, capabilities: Capabilities) -> list[tuple[str, list[Result]]]:
+    """What is unproven, each with the results that leave it so."""
     results = {result.id: result for result in report.results}
     about = _about()
     found: list[tuple[str, list[Result]]] = []
@@ -102,10 +100,11 @@ def reason(report: Report, mark: str = "") -> str:
 def _told(report: Report, mark: str) -> str:
     """The unproven names; those of one cause together, with it in parentheses, but where that is the oracle."""
     capabilities = _capabilities(report)
+    if capabilities is None:
+        return ""
     groups: defaultdict[str, list[str]] = defaultdict(list)
-    for name, idle in _idle(report):
-        why = "" if capabilities is None else _why(idle, capabilities, mark)
-        groups[why].append(f"{mark}{name}{mark}")
+    for name, idle in _idle(report, capabilities):
+        groups[_why(idle, capabilities, mark)].append(f"{mark}{name}{mark}")
     return "; ".join(", ".join(names) + (f" ({why})" if why else "") for why, names in groups.items())
 
 

@@ -23,6 +23,7 @@ PLAIN = PROMPTS
 ENDINGS = (
     "It was a good day. They all went home and were happy. The end.",
     "She said good night, and then the lights went out. The end.",
+    *PLAIN[:2],
 )
 CODE = (
     'def greet(name):\n    """Say hello."""\n    return',

@@ -195,8 +195,7 @@ async def prompt_ids(t: Context) -> None:
 )
 async def ends_where_the_model_ends(t: Context) -> None:
     length = min(192, t.engine.info.max_model_len // 2)
-    texts = (*kinds.ENDINGS, *kinds.PLAIN[:2])
-    answers: list[Completion] = [await t.generate(text, max_tokens=length) for text in texts]
+    answers: list[Completion] = [await t.generate(text, max_tokens=length) for text in kinds.ENDINGS]
     if await chats(t):
         answers.append(await t.generate(messages=kinds.CHATS[0], max_tokens=length))
     await forced_all(t, answers, max_tokens=length)

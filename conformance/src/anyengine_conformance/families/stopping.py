@@ -206,7 +206,7 @@ async def eos_ends_it(t: Context) -> None:
 async def _goes_past_its_own_end(t: Context) -> None:
     """For engines in which no token can be forced: where the model ended by itself, it goes on."""
     room = min(128, t.engine.info.max_model_len // 2)
-    asked: list[dict[str, Any]] = [{"prompt": text} for text in (*kinds.ENDINGS, *kinds.PLAIN[:2])]
+    asked: list[dict[str, Any]] = [{"prompt": text} for text in kinds.ENDINGS]
     if await chats(t):
         asked.insert(0, {"prompt": None, "messages": kinds.SHORT_CHAT})
     for options in asked:
